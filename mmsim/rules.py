@@ -1,0 +1,49 @@
+"""Which release the machine runs: single, named behaviours that differ between kernels.
+
+The book describes 5.17. A rule exists only where a figure or a test uses it; each says what changed and when.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from mmsim.errors import InputError
+
+__all__ = ["RELEASES", "Rules", "rules_for"]
+
+RELEASES = ("5.17", "6.1", "6.12", "6.18")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The behaviours of one release. ``rules_for("6.1")`` gives the set of a release; ``replace()`` switches a single one.
+
+    >>> rules_for("6.1").crashkernel_rounds_up
+    True
+    """
+
+    release: str = "5.17"
+
+    #: memblock: one insert pass when the array surely has room, instead of count and insert (6.1).
+    memblock_single_pass: bool = False
+    #: crashkernel=range:size compares the amount of RAM rounded up to 128 MiB instead of the exact total (6.1).
+    crashkernel_rounds_up: bool = False
+
+    def replace(self, **changes: object) -> "Rules":
+        """These rules with single behaviours changed. Raise InputError for a name that is no rule."""
+        unknown = set(changes) - {field.name for field in fields(self)}
+        if unknown:
+            raise InputError(f"no such rule: {', '.join(sorted(unknown))}")
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def differences(self, other: "Rules") -> list[str]:
+        """The names of the rules in which two releases differ."""
+        return [f.name for f in fields(self) if f.name != "release" and getattr(self, f.name) != getattr(other, f.name)]
+
+
+def rules_for(release: str = "5.17") -> Rules:
+    """The rules of a release. Raise InputError for one that the model does not know."""
+    if release not in RELEASES:
+        raise InputError(f"no rules for Linux {release}; known releases: {', '.join(RELEASES)}")
+    since_6_1 = release != "5.17"
+    return Rules(release=release, memblock_single_pass=since_6_1, crashkernel_rounds_up=since_6_1)
