@@ -20,6 +20,7 @@ MIGRATE_UNMOVABLE = 0
 MIGRATE_MOVABLE = 1
 MIGRATE_RECLAIMABLE = 2
 MIGRATE_PCPTYPES = 3                # how many types the per-CPU lists hold
+NR_PCP_LISTS = MIGRATE_PCPTYPES * (PAGE_ALLOC_COSTLY_ORDER + 2)     # orders 0..3 and, for huge pages, 9
 MIGRATE_HIGHATOMIC = 3
 MIGRATE_ISOLATE = 4
 MIGRATE_TYPES = 5
@@ -53,6 +54,17 @@ MAXMEM = 64 * TIB
 
 # -- memblock and e820 ------------------------------------------------------------------------------------
 INIT_MEMBLOCK_REGIONS = 128
+SIZEOF_MEMBLOCK_REGION = 24         # base, size, flags, nid
+SMP_CACHE_BYTES = 64
+MEMBLOCK_NONE = 0
+MEMBLOCK_HOTPLUG = 1
+MEMBLOCK_MIRROR = 2
+MEMBLOCK_NOMAP = 4
+MEMBLOCK_DRIVER_MANAGED = 8
+MEMBLOCK_ALLOC_ANYWHERE = (1 << 64) - 1
+MEMBLOCK_ALLOC_ACCESSIBLE = 0       # up to the current limit
+MEMBLOCK_ALLOC_NOLEAKTRACE = 1      # the same, unknown to kmemleak
+ARCH_LOW_ADDRESS_LIMIT = 0xFFFF_FFFF
 E820_MAX_ENTRIES_ZEROPAGE = 128
 E820_MAX_ENTRIES = E820_MAX_ENTRIES_ZEROPAGE + 3 * MAX_NUMNODES
 
