@@ -26,6 +26,10 @@ class Rules:
 
     #: memblock: one insert pass when the array surely has room, instead of count and insert (6.1).
     memblock_single_pass: bool = False
+    #: memblock: a change merges only around the range it touched, not the whole list (in 6.12).
+    memblock_merges_locally: bool = False
+    #: memblock: a full array that may not grow yet is a panic instead of -ENOMEM (in 6.12).
+    memblock_full_array_panics: bool = False
     #: crashkernel=range:size compares the amount of RAM rounded up to 128 MiB instead of the exact total (6.1).
     crashkernel_rounds_up: bool = False
 
@@ -46,4 +50,6 @@ def rules_for(release: str = "5.17") -> Rules:
     if release not in RELEASES:
         raise InputError(f"no rules for Linux {release}; known releases: {', '.join(RELEASES)}")
     since_6_1 = release != "5.17"
-    return Rules(release=release, memblock_single_pass=since_6_1, crashkernel_rounds_up=since_6_1)
+    since_6_12 = release in ("6.12", "6.18")
+    return Rules(release=release, memblock_single_pass=since_6_1,
+                 memblock_merges_locally=since_6_12, memblock_full_array_panics=since_6_12, crashkernel_rounds_up=since_6_1)
