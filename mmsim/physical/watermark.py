@@ -22,7 +22,7 @@ __all__ = [
     "zone_watermark_unusable_free", "zone_watermark_ok", "zone_watermark_fast",
     "nr_free_zone_pages", "calculate_min_free_kbytes", "recommended_min_free_kbytes",
     "setup_per_zone_wmarks", "setup_per_zone_lowmem_reserve", "calculate_totalreserve_pages",
-    "zone_batchsize", "zone_highsize", "si_mem_available",
+    "zone_batchsize", "zone_highsize", "si_mem_available", "Reserves",
 ]
 
 
@@ -57,6 +57,8 @@ class MarkedZone(Protocol):
 
     @property
     def index(self) -> int: ...
+    @property
+    def present_pages(self) -> int: ...
     @property
     def managed_pages(self) -> int: ...
     watermark: list[int]
@@ -185,7 +187,7 @@ def recommended_min_free_kbytes(zones: Iterable[MarkedZone], pageblock_nr_pages:
     5.17: mm/khugepaged.c, set_recommended_min_free_kbytes().
     """
     zones = list(zones)
-    nr_zones = sum(zone.managed_pages > 0 for zone in zones if zone.index <= ZONE_NORMAL)
+    nr_zones = sum(zone.present_pages > 0 for zone in zones if zone.index <= ZONE_NORMAL)
     recommended = pageblock_nr_pages * nr_zones * (2 + MIGRATE_PCPTYPES * MIGRATE_PCPTYPES)
     return pages_to_kib(min(recommended, nr_free_zone_pages(zones) // 20))
 
