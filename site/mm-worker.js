@@ -1,0 +1,80 @@
+// The web worker behind mm-python.js: Pyodide's core with mmsim in it. Everything comes from this file's own folder.
+
+const here = new URL("./", import.meta.url);
+const post = (message) => self.postMessage(message);
+
+// Count the bytes that arrive, so that the reader sees how far the download is. Sizes are those of the unpacked files
+// (mm-python.json), because a server may compress what it sends.
+let total = 0;
+let loaded = 0;
+let told = 0;
+const plainFetch = self.fetch.bind(self);
+
+function count(bytes) {
+  loaded += bytes;
+  const now = performance.now();
+  if (now - told < 50 && loaded < total) return;
+  told = now;
+  const mb = (n) => (n / 1e6).toFixed(1);
+  post({progress: {stage: "download", loaded: Math.min(loaded, total), total,
+    text: `Loading Python: ${mb(Math.min(loaded, total))} of ${mb(total)} MB`}});
+}
+
+async function countingFetch(resource, options) {
+  const response = await plainFetch(resource, options);
+  if (!response.ok || !response.body) return response;
+  const counter = new TransformStream({
+    transform(chunk, controller) {
+      count(chunk.byteLength);
+      controller.enqueue(chunk);
+    },
+  });
+  const headers = {"content-type": response.headers.get("content-type") || "application/octet-stream"};
+  return new Response(response.body.pipeThrough(counter), {status: response.status, headers});
+}
+
+async function get(name) {
+  const response = await self.fetch(new URL(name, here));
+  if (!response.ok) throw new Error(`${name}: the server answered ${response.status}`);
+  return response;
+}
+
+async function boot() {
+  const manifest = await (await get("mm-python.json")).json();
+  total = Object.entries(manifest.bytes).filter(([name]) => !name.endsWith(".mjs")).reduce((sum, [, size]) => sum + size, 0);
+  self.fetch = countingFetch;
+  const [{loadPyodide}, wheel] = await Promise.all([
+    import(new URL("pyodide/pyodide.mjs", here).href),
+    get(manifest.wheel).then((response) => response.arrayBuffer()),
+  ]);
+  const pyodide = await loadPyodide({indexURL: new URL("pyodide/", here).href});
+  self.fetch = plainFetch;
+  post({progress: {stage: "start", loaded: total, total, text: "Starting Python"}});
+  pyodide.unpackArchive(wheel, "wheel");
+  return pyodide.runPython("from mmsim.draw.figure import compute; compute");
+}
+
+// Of a Python traceback the last line says what went wrong: "mmsim.errors.InputError: order must be …".
+function message(error) {
+  const lines = String(error.message || error).trim().split("\n");
+  return lines[lines.length - 1].replace(/^(?:[\w]+\.)*(\w+): /, (whole, kind) => (/^(InputError|ValueError)$/.test(kind) ? "" : `${kind}: `));
+}
+
+const python = boot();
+python.then(() => post({ready: true}), (error) => post({
+  fatal: `Python could not be loaded (${message(error)}). The prepared frames work all the same.`, detail: String(error.stack || error)}));
+
+self.onmessage = async ({data}) => {
+  let compute;
+  try {
+    compute = await python;
+  } catch {
+    return;                            // the page has been told
+  }
+  try {
+    post({progress: {stage: "compute", loaded: total, total, text: "Computing"}});
+    post({id: data.id, payload: compute(data.name, data.values)});
+  } catch (error) {
+    post({id: data.id, error: message(error), detail: String(error.message || error)});
+  }
+};

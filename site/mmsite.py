@@ -1,0 +1,192 @@
+"""What this book's pages need beyond Jupyter Book: a Sphinx extension.
+
+- the figure element, its styles and the Python that runs in the page (Pyodide's core, a wheel of mmsim), all served from the book's
+  own static files: no page makes a request to another host;
+- links that drive figures: ``[split down to order 3](#fig-buddy-board@7)``;
+- formulas as MathML, which browsers draw without a script;
+- the theme put right: no scripts that nothing uses, icons as CSS instead of a 1.5 MB script.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pydata_sphinx_theme
+from docutils import nodes
+from docutils.utils.math import math2html, latex2mathml, pick_math_environment, wrap_math_code  # noqa: F401
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
+
+SITE = Path(__file__).resolve().parent
+ROOT = SITE.parent
+STATIC = ("mm-figure.js", "mm-figure.css", "mm-python.js", "mm-worker.js", "mm-theme.css")
+FOLDER = "mm"                       # the static files stand in _static/mm/
+
+# The icons that sphinx-book-theme and pydata-sphinx-theme put into their buttons.
+ICONS = (
+    "angle-left", "angle-right", "arrow-up", "bars", "circle-half-stroke", "code", "download", "expand", "file", "file-lines",
+    "file-pdf", "home", "lightbulb", "list", "magnifying-glass", "moon", "outdent", "pencil", "play", "sun", "xmark",
+)
+ICON_ALIASES = {"home": "house", "pencil-alt": "pencil"}
+
+logger = logging.getLogger(__name__)
+
+
+def _tool(name: str) -> Any:
+    """A module of tools/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# -- static files ---------------------------------------------------------------------------------------------
+
+def icon_styles(script: str) -> str:
+    """CSS that draws the theme's `<i class="fa-solid fa-bars">` icons, from the shapes in its fontawesome.js.
+
+    The shapes are Font Awesome Free's (CC BY 4.0). Raise KeyError for an icon that the script doesn't hold.
+    """
+    rules = [
+        "/* Icons: Font Awesome Free, https://fontawesome.com/license/free, CC BY 4.0 */",
+        '[class*="fa-"]:is(i,span){display:inline-block;width:1.1em;height:1em;vertical-align:-.125em;background:currentColor;'
+        "-webkit-mask:var(--mm-icon) center/contain no-repeat;mask:var(--mm-icon) center/contain no-repeat}",
+        ".fa-lg{font-size:1.25em}",
+    ]
+    for name in (*ICONS, *ICON_ALIASES):
+        real = ICON_ALIASES.get(name, name)
+        shapes = re.findall(rf'[{{,]"?{re.escape(real)}"?:\[(\d+),(\d+),\[[^\]]*\],"[^"]*","([^"]+)"\]', script)
+        if not shapes:
+            raise KeyError(f"the theme's fontawesome.js holds no icon {real!r}")
+        width, height, path = shapes[-1]          # the solid style comes last
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"><path d="{path}"/></svg>'
+        rules.append(f'.fa-{name}{{--mm-icon:url("data:image/svg+xml,{quote(svg, safe=" /:=<>")}")}}'.replace("<", "%3C").replace(">", "%3E"))
+    return "\n".join(rules) + "\n"
+
+
+def build_wheel(target: Path) -> Path:
+    """The wheel of mmsim that the page unpacks, built in place (no environment, no network)."""
+    from flit_core.buildapi import build_wheel as flit_build_wheel
+
+    import os
+    before = os.getcwd()
+    try:
+        os.chdir(ROOT)
+        return target / flit_build_wheel(str(target))
+    finally:
+        os.chdir(before)
+
+
+def prepare_static(app: Sphinx) -> None:
+    """Collect the static files in one folder and hand it to Sphinx."""
+    if app.builder.format != "html":
+        return
+    base = Path(app.outdir).parent / "mm-static"
+    target = base / FOLDER
+    shutil.rmtree(base, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in STATIC:
+        if (SITE / name).exists():
+            shutil.copy2(SITE / name, target / name)
+        else:
+            logger.warning("site/%s is missing", name, type="mmsite")
+    theme = Path(pydata_sphinx_theme.__file__).parent / "theme/pydata_sphinx_theme/static/scripts/fontawesome.js"
+    (target / "mm-icons.css").write_text(icon_styles(theme.read_text(encoding="utf-8")))
+
+    pyodide = _tool("fetch_pyodide").fetch()
+    shutil.copytree(pyodide, target / "pyodide")
+    wheel = build_wheel(target)
+    sizes = {f"pyodide/{path.name}": path.stat().st_size for path in sorted(pyodide.iterdir())}
+    sizes[wheel.name] = wheel.stat().st_size
+    (target / "mm-python.json").write_text(json.dumps({"wheel": wheel.name, "bytes": sizes}, indent=1))
+    app.config.html_static_path.append(str(base))
+
+
+def add_assets(app: Sphinx) -> None:
+    """The element and the styles, once a page."""
+    app.add_css_file(f"{FOLDER}/mm-icons.css")
+    app.add_css_file(f"{FOLDER}/mm-figure.css")
+    app.add_css_file(f"{FOLDER}/mm-theme.css", priority=900)
+    app.add_js_file(f"{FOLDER}/mm-figure.js", type="module")
+
+
+def drop_thebe(app: Sphinx, config: Any) -> None:
+    """Disconnect sphinx-thebe, which Jupyter Book always loads: this book has no such button, and it adds its script twice."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [listener for listener in listeners if listener.handler.__module__ != "sphinx_thebe"]
+    app.registry.css_files[:] = [item for item in app.registry.css_files if "thebe" not in item[0]]
+
+
+def drop_files(app: Sphinx, exception: Exception | None) -> None:
+    """Remove what no page loads from the finished site."""
+    if exception is not None or app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    for pattern in ("scripts/fontawesome.js*", "**/*.map", "sphinx-thebe.*", "*macros.html"):
+        for path in static.glob(pattern):
+            path.unlink()
+    for path in (*static.glob("scripts/*.js"), *static.glob("styles/*.css")):      # the maps are gone
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r"\n(//|/\*)# sourceMappingURL=[^\n]*\s*$", "\n", text), encoding="utf-8")
+
+
+# -- links that drive figures ---------------------------------------------------------------------------------
+
+class FigureLinks(SphinxPostTransform):
+    """Leave ``#fig-…`` links to the element in the page; MyST would look for a heading of that name."""
+
+    default_priority = 5
+
+    def run(self, **kwargs: Any) -> None:
+        for node in list(self.document.findall(addnodes.pending_xref)):
+            if node.get("refdomain") == "doc":               # [text](05-physical-memory.ipynb#fig-…)
+                page, fragment = str(node["reftarget"]), str(node.get("reftargetid") or "")
+            else:                                            # [text](#fig-…)
+                page, _, fragment = str(node.get("reftarget", "")).rpartition("#")
+                fragment = fragment or str(node.get("reftargetid") or "")
+            if not fragment.startswith("fig-"):
+                continue
+            html = self.app.builder.format == "html"
+            uri = self.app.builder.get_relative_uri(self.env.docname, page) if page and html else ""
+            link = nodes.reference("", "", refuri=f"{uri}#{fragment}", internal=True, classes=["mm-figure-link"])
+            link += node.children
+            node.replace_self(link)
+
+
+# -- formulas -------------------------------------------------------------------------------------------------
+
+def _mathml(source: str, block: bool) -> str:
+    tree = latex2mathml.tex2mathml(source.strip(), as_block=block)
+    return str(tree)
+
+
+def visit_math(self: Any, node: nodes.math) -> None:
+    self.body.append(_mathml(node.astext(), block=False))
+    raise nodes.SkipNode
+
+
+def visit_math_block(self: Any, node: nodes.math_block) -> None:
+    self.body.append(f'<div class="math notranslate">{_mathml(node.astext(), block=True)}</div>\n')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Sphinx calls this."""
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.add_post_transform(FigureLinks)
+    app.connect("config-inited", drop_thebe, priority=1)
+    app.connect("builder-inited", prepare_static)
+    app.connect("builder-inited", add_assets)
+    app.connect("build-finished", drop_files)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
