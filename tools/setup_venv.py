@@ -32,7 +32,7 @@ def main(folder: str = ".venv") -> str | None:
         if made.returncode:
             return "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"
     print("installing requirements.txt (about a minute the first time)", flush=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(ROOT / "requirements.txt")]
+    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(ROOT / "requirements.txt")]
     if subprocess.run(pip).returncode:
         return "installing requirements.txt failed: pip's message above says why"
     # mmsim is used from the working tree: one line in the environment says where that is.
