@@ -136,7 +136,7 @@ def _parse_logged(command_line: str, system_ram: int, suffix: str | None, memblo
         if error.name == "EINVAL":
             _printk(memblock.klog, error.why)
         return None
-    if not size and not suffix:
+    if not size and ":" in (_last_option(command_line, suffix) or ""):
         _printk(memblock.klog, "crashkernel size resulted in zero bytes")
     return size, base
 
