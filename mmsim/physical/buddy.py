@@ -112,8 +112,10 @@ def _free_one_page(zone: Zone, pfn: int, order: int, migratetype: int, to_tail: 
         order += 1
 
     if not to_tail and order < MAX_ORDER - 2:
-        higher_buddy_pfn = pfn & ~(1 << order) ^ 1 << order + 1
-        to_tail = free_block[higher_buddy_pfn] & 15 == order + 2 and zone_of[higher_buddy_pfn] == serial
+        higher_pfn = pfn & ~(1 << order)
+        higher_buddy_pfn = higher_pfn ^ 1 << order + 1
+        # A block at the zone's start may lack its lower half: then the larger block would begin in no zone, or another's.
+        to_tail = free_block[higher_buddy_pfn] & 15 == order + 2 and zone_of[higher_buddy_pfn] == zone_of[higher_pfn]
 
     free_block[pfn] = order + 1 | migratetype << 4
     area = zone.free_area[order]

@@ -24,8 +24,9 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from mmsim.constants import PAGEBLOCK_ORDER
+from mmsim.constants import MAX_ORDER, PAGEBLOCK_ORDER
 from mmsim.errors import InputError, InvariantError
+from mmsim.units import align_up
 
 if TYPE_CHECKING:
     from mmsim.physical.zone import Zone
@@ -67,9 +68,11 @@ class Frames:
         self.flags = array("I", [0]) * max_pfn
         self.refcount = array("i", [0]) * max_pfn
         self.mapcount = array("i", [0]) * max_pfn
-        self.free_block = bytearray(max_pfn)
+        # Up to the end of a largest block, so that the PFN of any block's buddy is inside.
+        padded = align_up(max_pfn, 1 << MAX_ORDER - 1)
+        self.free_block = bytearray(padded)
+        self.zone_of = bytearray(padded)
         self.compound = bytearray(max_pfn)
-        self.zone_of = bytearray(max_pfn)
         #: The migratetype of each pageblock: ``pageblock_mt[pfn >> PAGEBLOCK_ORDER]``.
         self.pageblock_mt = bytearray((max_pfn - 1 >> PAGEBLOCK_ORDER) + 1)
         #: The zones by serial number; number 0 is none.
@@ -158,5 +161,5 @@ class Frames:
         return self.max_pfn
 
     def __repr__(self) -> str:
-        present = self.max_pfn - self.zone_of.count(0)
+        present = len(self.zone_of) - self.zone_of.count(0)
         return f"<Frames: {present} frames below {self.max_pfn:#x} in {len(self.zones) - 1} zones>"
