@@ -23,7 +23,7 @@ from mmsim.physical.buddy import _free_one_page, add_to_free_list, check_zone, m
 from mmsim.physical.fallback import _rmqueue, reserve_highatomic_pageblock, unreserve_highatomic_pageblock
 from mmsim.physical.frames import PG
 from mmsim.physical.free import free_pages, free_pages_core
-from mmsim.physical.gfp import gfp_migratetype, gfp_to_alloc_flags, gfp_zone
+from mmsim.physical.gfp import gfp_migratetype, gfp_to_alloc_flags, gfp_zone, parse_gfp
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.page import prep_new_page
 from mmsim.physical.pcp import drain_pages
@@ -286,3 +286,53 @@ def traces(path: Path) -> Iterator[Check]:
             if "pfns" in expected:
                 expected["pfns"] = _unpack(expected["pfns"])
             yield same(f"{where}, step {number}: {step['op']}", expected, _run_operation(harness, step))
+
+
+def _restore(record: Record) -> _Harness:
+    """A live kernel's zones as they were recorded: free lists, per-CPU lists, pageblock types, pages on LRU lists."""
+    dumps: dict[str, dict[str, Any]] = record["before"]
+    harness = _Harness(max(dump["start"] + dump["spanned"] for dump in dumps.values()))
+    frames = harness.memory.frames
+    for index, dump in dumps.items():
+        zone = harness.add_zone(int(index), dump["start"], dump["spanned"], dump["present"])
+        pcp = dump["pcp"]
+        harness.set_marks(zone, dump["managed"], dump["wmark"], dump["lowmem_reserve"], pcp["batch"], pcp["high"])
+        zone.watermark_boost, zone.nr_reserved_highatomic = dump["boost"], dump["highatomic"]
+        first = zone.start_pfn >> PAGEBLOCK_ORDER
+        frames.pageblock_mt[first:first + len(dump["pb"])] = bytes(map(int, dump["pb"]))
+        for key, runs in dump["lists"].items():
+            order, migratetype = map(int, key.split(","))
+            for pfn in _unpack(runs):
+                add_to_free_list(zone, pfn, order, migratetype, to_tail=True)
+                mod_zone_freepage_state(zone, 1 << order, migratetype)
+        for pindex, runs in pcp["lists"].items():
+            zone.pageset[0].lists[int(pindex)].extend(_unpack(runs))
+        zone.pageset[0].count, zone.pageset[0].free_factor = pcp["count"], pcp["ff"]
+        for start, end in dump["lru"]:
+            for pfn in range(start, end):
+                frames.flags[pfn] |= PG["lru"]
+    return harness
+
+
+@replays("buddy/kernel-traces*.jsonl*")
+def kernel_traces(path: Path) -> Iterator[Check]:
+    """Requests and frees of a running kernel: the frame of each request, and at the end all lists in order, pageblock types, per-CPU
+    lists, free frames, boost and reserve of each zone."""
+    for record in read_jsonl(path):
+        harness = _restore(record)
+        where = f"seed {record['seed']} ({record['mem_mb']} MiB)"
+        for index, dump in record["before"].items():
+            yield same(f"{where}: free frames of zone {index} before", dump["free"], harness.zones[int(index)].nr_free_pages)
+        masks = [parse_gfp(text) for text in record["gfp_by_mt"]]
+        for number, (operation, order, migratetype, pfn) in enumerate(record["ops"]):
+            if operation == 0:
+                got = harness.alloc(masks[migratetype], order, 0)
+                yield Check(f"{where}, step {number}: request of order {order}, type {migratetype}", got == pfn, pfn, got)
+            else:
+                harness.free(pfn, order)
+        for index, dump in record["after"].items():
+            zone = harness.zones[int(index)]
+            yield same(f"{where}: lists of zone {index} at the end", _recorded_state(dump), _state(zone))
+            yield same(f"{where}: free frames, boost, reserve of zone {index} at the end",
+                       [dump["free"], dump["boost"], dump["highatomic"]],
+                       [zone.nr_free_pages, zone.watermark_boost, zone.nr_reserved_highatomic])
