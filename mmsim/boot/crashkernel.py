@@ -167,12 +167,10 @@ def reserve_crashkernel(memblock: Memblock, command_line: str) -> CrashKernel | 
     elif memblock.phys_alloc_range(size, MIB, base, base + size, "reserve_crashkernel") != base:
         _printk(memblock.klog, "crashkernel reservation failed - memory is in use.")
         return None
-    low: tuple[int, int] | None = (0, 0)
-    if base >= CRASH_ADDR_LOW_MAX:
-        low = _reserve_low(memblock, command_line)
-        if low is None:
-            memblock.phys_free(base, size, "reserve_crashkernel")
-            return None
+    low = _reserve_low(memblock, command_line) if base >= CRASH_ADDR_LOW_MAX else (0, 0)
+    if low is None:
+        memblock.phys_free(base, size, "reserve_crashkernel")
+        return None
     _printk(memblock.klog, f"Reserving {size >> 20}MB of memory at {base >> 20}MB for crashkernel (System RAM: {total >> 20}MB)")
     return CrashKernel(base, size, *low)
 

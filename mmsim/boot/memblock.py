@@ -131,7 +131,7 @@ class Memblock:
         """
         self._log_range("memblock_reserve", base, size, caller)
         result = self.reserved.add_range(base, size)
-        if not result and self.owners:
+        if not result and self.owners is not None:
             self.owners.take(base, cap_size(base, size), who or caller)
         return result
 
@@ -139,7 +139,7 @@ class Memblock:
         """Give a range back, whoever reserved it. 5.17: mm/memblock.c, memblock_phys_free()."""
         self._log_range("memblock_phys_free", base, size, caller)
         result = self.reserved.remove_range(base, size)
-        if not result and self.owners:
+        if not result and self.owners is not None:
             self.owners.release(base, cap_size(base, size))
         return result
 
@@ -516,11 +516,11 @@ class Memblock:
         """Bytes reserved, RAM or not (5.17: mm/memblock.c, memblock_reserved_size())."""
         return self.reserved.total_size
 
-    def start_of_DRAM(self) -> int:  # noqa: N802 - the kernel's name
+    def start_of_DRAM(self) -> int:
         """The first address of RAM, 0 if there is none (5.17: mm/memblock.c, memblock_start_of_DRAM())."""
         return self.memory.bases[0] if self.memory.bases else 0
 
-    def end_of_DRAM(self) -> int:  # noqa: N802 - the kernel's name
+    def end_of_DRAM(self) -> int:
         """The address behind RAM, 0 if there is none (5.17: mm/memblock.c, memblock_end_of_DRAM())."""
         return self.memory.ends[-1] if self.memory.ends else 0
 
