@@ -1,11 +1,11 @@
 // Python in the page, for figures whose parameters the reader changes.
 //
 //   import { compute } from "./mm-python.js";
-//   const payload = await compute("ch05.buddy_board", {order: 4}, ({stage, loaded, total}) => …);
+//   const payload = await compute("mmsim.figures.example:splitting", {order: "0"}, (fraction, text) => …);
 //
 // The first call starts a worker (mm-worker.js) with Pyodide's core and the mmsim wheel, all from the book's own static files;
-// later calls use the same one. `onProgress` gets {stage: "download" | "start" | "compute", loaded, total, text}, sizes in bytes.
-// The promise is rejected with a PythonInPageError whose message can be shown to the reader as it is.
+// later calls use the same one. `onProgress` gets how much of the download is there (0 to 1, or null where that can't be said) and
+// what is going on. The promise is rejected with a PythonInPageError whose message can be shown to the reader as it is.
 
 const ANSWER_WITHIN_MS = 60_000;
 
@@ -21,11 +21,11 @@ export class PythonInPageError extends Error {
 // Why Python can't run here, in the reader's words; "" if it can.
 export function unavailable() {
   if (location.protocol === "file:")
-    return "Python can't start from a file on disk: open the book through a web server (make book). The prepared frames work all the same.";
+    return "Python can't start from a file on disk: open the book through a web server (make book).";
   if (typeof WebAssembly !== "object")
-    return "This browser has no WebAssembly, so Python can't run in the page. The prepared frames work all the same.";
+    return "This browser has no WebAssembly, so Python can't run in the page.";
   if (typeof Worker !== "function")
-    return "This browser has no web workers, so Python can't run in the page. The prepared frames work all the same.";
+    return "This browser has no web workers, so Python can't run in the page.";
   return "";
 }
 
@@ -46,7 +46,7 @@ function stop(error) {
 }
 
 function tell(progress) {
-  for (const call of waiting.values()) call.onProgress?.(progress);
+  for (const call of waiting.values()) call.onProgress?.(progress.fraction, progress.text);
 }
 
 function start() {
@@ -69,7 +69,7 @@ function start() {
   worker.onerror = (event) => {
     event.preventDefault();
     stop(new PythonInPageError(
-      "Python could not start in this browser (it may be too old for module workers). The prepared frames work all the same.",
+      "Python could not start in this browser; it may be too old for module workers.",
       {detail: event.message || "", fatal: true}));
   };
 }
@@ -94,7 +94,7 @@ export function compute(name, values, onProgress) {
       if (!worker) start();
     } catch (error) {
       return stop(new PythonInPageError(
-        "Python could not start in this browser. The prepared frames work all the same.", {detail: String(error), fatal: true}));
+        "Python could not start in this browser.", {detail: String(error), fatal: true}));
     }
     if (ready) limit(id);
     worker.postMessage({id, name, values: JSON.stringify(values)});

@@ -16,8 +16,8 @@ function count(bytes) {
   if (now - told < 50 && loaded < total) return;
   told = now;
   const mb = (n) => (n / 1e6).toFixed(1);
-  post({progress: {stage: "download", loaded: Math.min(loaded, total), total,
-    text: `Loading Python: ${mb(Math.min(loaded, total))} of ${mb(total)} MB`}});
+  const there = Math.min(loaded, total);
+  post({progress: {fraction: there / total, text: `Loading Python, ${mb(there)} of ${mb(total)} MB:`}});
 }
 
 async function countingFetch(resource, options) {
@@ -49,7 +49,7 @@ async function boot() {
   ]);
   const pyodide = await loadPyodide({indexURL: new URL("pyodide/", here).href});
   self.fetch = plainFetch;
-  post({progress: {stage: "start", loaded: total, total, text: "Starting Python"}});
+  post({progress: {fraction: null, text: "Starting Python"}});
   pyodide.unpackArchive(wheel, "wheel");
   return pyodide.runPython("from mmsim.draw.figure import compute; compute");
 }
@@ -62,7 +62,7 @@ function message(error) {
 
 const python = boot();
 python.then(() => post({ready: true}), (error) => post({
-  fatal: `Python could not be loaded (${message(error)}). The prepared frames work all the same.`, detail: String(error.stack || error)}));
+  fatal: `Python could not be loaded: ${message(error)}`, detail: String(error.stack || error)}));
 
 self.onmessage = async ({data}) => {
   let compute;
@@ -72,7 +72,7 @@ self.onmessage = async ({data}) => {
     return;                            // the page has been told
   }
   try {
-    post({progress: {stage: "compute", loaded: total, total, text: "Computing"}});
+    post({progress: {fraction: null, text: "Computing"}});
     post({id: data.id, payload: compute(data.name, data.values)});
   } catch (error) {
     post({id: data.id, error: message(error), detail: String(error.message || error)});

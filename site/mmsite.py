@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import pydata_sphinx_theme
 from docutils import nodes
-from docutils.utils.math import math2html, latex2mathml, pick_math_environment, wrap_math_code  # noqa: F401
+from docutils.utils.math import latex2mathml, math2html, pick_math_environment, wrap_math_code  # noqa: F401
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -77,9 +77,9 @@ def icon_styles(script: str) -> str:
 
 def build_wheel(target: Path) -> Path:
     """The wheel of mmsim that the page unpacks, built in place (no environment, no network)."""
-    from flit_core.buildapi import build_wheel as flit_build_wheel
-
     import os
+
+    from flit_core.buildapi import build_wheel as flit_build_wheel
     before = os.getcwd()
     try:
         os.chdir(ROOT)
