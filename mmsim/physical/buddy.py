@@ -16,7 +16,7 @@ from __future__ import annotations
 from mmsim.constants import MAX_ORDER, MIGRATE_PCPTYPES, MIGRATE_UNMOVABLE, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER
 from mmsim.errors import InvariantError, KernelBug
 from mmsim.physical.frames import PG, Frames
-from mmsim.physical.zone import Zone
+from mmsim.physical.zone import Zone, pindex_to_order
 
 __all__ = [
     "_free_one_page", "_rmqueue_smallest", "add_to_free_list", "check_zone", "del_page_from_free_list", "expand",
@@ -73,7 +73,7 @@ def get_page_from_free_area(zone: Zone, order: int, migratetype: int) -> int | N
 def mod_zone_freepage_state(zone: Zone, nr_pages: int, migratetype: int) -> None:
     """Change the zone's count of free frames (5.17: include/linux/vmstat.h, __mod_zone_freepage_state())."""
     zone.nr_free_pages += nr_pages
-    if migratetype == zone.memory.config.migrate_cma:
+    if migratetype == zone.migrate_cma:
         zone.nr_free_cma_pages += nr_pages
 
 
@@ -91,10 +91,10 @@ def _free_one_page(zone: Zone, pfn: int, order: int, migratetype: int, to_tail: 
     free_block = zone.frames.free_block
     zone_of = zone.frames.zone_of
     serial = zone.serial
-    config = zone.memory.config
-    if migratetype != config.migrate_isolate:
+    free_area = zone.free_area
+    if migratetype != zone.migrate_isolate:
         zone.nr_free_pages += 1 << order
-        if migratetype == config.migrate_cma:
+        if migratetype == zone.migrate_cma:
             zone.nr_free_cma_pages += 1 << order
 
     while order < MAX_ORDER - 1:
@@ -104,7 +104,7 @@ def _free_one_page(zone: Zone, pfn: int, order: int, migratetype: int, to_tail: 
             break
         if order >= PAGEBLOCK_ORDER and zone.nr_isolate_pageblock and _isolation_differs(zone, buddy_pfn, migratetype):
             break
-        area = zone.free_area[order]
+        area = free_area[order]
         area.free_list[buddy >> 4].remove(buddy_pfn)
         area.nr_free -= 1
         free_block[buddy_pfn] = 0
@@ -118,23 +118,24 @@ def _free_one_page(zone: Zone, pfn: int, order: int, migratetype: int, to_tail: 
         to_tail = free_block[higher_buddy_pfn] & 15 == order + 2 and zone_of[higher_buddy_pfn] == zone_of[higher_pfn]
 
     free_block[pfn] = order + 1 | migratetype << 4
-    area = zone.free_area[order]
+    area = free_area[order]
     area.nr_free += 1
+    blocks = area.free_list[migratetype]
     if to_tail:
-        area.free_list[migratetype].add_tail(pfn)
+        blocks.back[pfn] = None
     else:
-        area.free_list[migratetype].add(pfn)
+        blocks.front[pfn] = None
 
 
 def _isolation_differs(zone: Zone, buddy_pfn: int, migratetype: int) -> bool:
     """Tell whether merging would mix an isolated pageblock with one that is not."""
     buddy_type = zone.frames.pageblock_mt[buddy_pfn >> PAGEBLOCK_ORDER]
-    return migratetype != buddy_type and zone.memory.config.migrate_isolate in (migratetype, buddy_type)
+    return migratetype != buddy_type and zone.migrate_isolate in (migratetype, buddy_type)
 
 
 def free_one_page(zone: Zone, pfn: int, order: int, migratetype: int, to_tail: bool = False) -> None:
     """Give a block back under the type of its pageblock, should that have been isolated since (5.17: free_one_page())."""
-    if zone.nr_isolate_pageblock or migratetype == zone.memory.config.migrate_isolate:
+    if zone.nr_isolate_pageblock or migratetype == zone.migrate_isolate:
         migratetype = zone.frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER]
     _free_one_page(zone, pfn, order, migratetype, to_tail)
 
@@ -153,7 +154,7 @@ def expand(zone: Zone, pfn: int, low: int, high: int, migratetype: int) -> None:
         half = pfn + (1 << high)
         area = free_area[high]
         area.nr_free += 1
-        area.free_list[migratetype].add(half)
+        area.free_list[migratetype].front[half] = None
         free_block[half] = high + 1 | migratetype << 4
 
 
@@ -164,14 +165,15 @@ def _rmqueue_smallest(zone: Zone, order: int, migratetype: int) -> int | None:
     """
     current_order = order
     for area in zone.free_area[order:] if order else zone.free_area:
-        blocks = area.free_list[migratetype]
-        if blocks:
-            pfn = blocks.pop()
-            area.nr_free -= 1
-            zone.frames.free_block[pfn] = 0
-            if current_order > order:
-                expand(zone, pfn, order, current_order, migratetype)
-            return pfn
+        if area.nr_free:
+            blocks = area.free_list[migratetype]
+            if blocks.front or blocks.back:
+                pfn = blocks.front.popitem()[0] if blocks.front else blocks.pop()
+                area.nr_free -= 1
+                zone.frames.free_block[pfn] = 0
+                if current_order > order:
+                    expand(zone, pfn, order, current_order, migratetype)
+                return pfn
         current_order += 1
     return None
 
@@ -261,7 +263,7 @@ def check_zone(zone: Zone) -> None:
     two free buddies of one order are left unmerged; the counts agree; per-CPU pages are in no list and nobody's.
     """
     frames, where = zone.frames, f"zone {zone.name} of node {zone.nid}"
-    isolate, cma = zone.memory.config.migrate_isolate, zone.memory.config.migrate_cma
+    isolate, cma = zone.migrate_isolate, zone.migrate_cma
     covered = bytearray(zone.spanned_pages)
 
     def cover(pfn: int, order: int, what: str) -> None:
@@ -307,7 +309,6 @@ def check_zone(zone: Zone) -> None:
     if (free, free_cma) != (zone.nr_free_pages, zone.nr_free_cma_pages):
         raise InvariantError(f"{where}: the lists hold {free} free frames ({free_cma} CMA), the counts say "
                              f"{zone.nr_free_pages} ({zone.nr_free_cma_pages})")
-    from mmsim.physical.zone import pindex_to_order
     for cpu, pcp in enumerate(zone.pageset):
         pcp.check()
         for pindex, pages in enumerate(pcp.lists):

@@ -75,7 +75,7 @@ def boost_watermark(zone: Zone) -> bool:
     than four pageblocks, or before the marks are set. 5.17: boost_watermark().
     """
     factor = zone.memory.watermark_boost_factor
-    if not factor or PAGEBLOCK_NR_PAGES * 4 > zone.managed_pages:
+    if not factor or zone.managed_pages < PAGEBLOCK_NR_PAGES * 4:
         return False
     max_boost = zone.watermark[2] * factor // 10000
     if not max_boost:
@@ -166,7 +166,7 @@ def _rmqueue(zone: Zone, order: int, migratetype: int, alloc_flags: int) -> int 
     A movable request uses CMA areas first once more than half of the free memory is there, so that both shrink alike.
     Return its PFN or None; the count of free frames is the caller's to correct. 5.17: __rmqueue().
     """
-    migrate_cma = zone.memory.config.migrate_cma
+    migrate_cma = zone.migrate_cma
     cma_allowed = alloc_flags & ALLOC_CMA and migrate_cma >= 0
     pfn = None
     if cma_allowed and zone.nr_free_cma_pages > zone.nr_free_pages // 2:
@@ -194,9 +194,8 @@ def reserve_highatomic_pageblock(zone: Zone, pfn: int) -> None:
     """
     if zone.nr_reserved_highatomic >= zone.managed_pages // 100 + PAGEBLOCK_NR_PAGES:
         return
-    config = zone.memory.config
     old_type = zone.frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER]
-    if old_type not in (MIGRATE_HIGHATOMIC, config.migrate_isolate, config.migrate_cma):
+    if old_type not in (MIGRATE_HIGHATOMIC, zone.migrate_isolate, zone.migrate_cma):
         zone.nr_reserved_highatomic += PAGEBLOCK_NR_PAGES
         set_pageblock_migratetype(zone, pfn, MIGRATE_HIGHATOMIC)
         move_freepages_block(zone, pfn, MIGRATE_HIGHATOMIC)

@@ -46,8 +46,7 @@ def free_pages_prepare(memory: PhysicalMemory, pfn: int, order: int) -> bool:
             raise vm_bug_on_page(memory, pfn, "compound && compound_order(page) != order")
         frames.compound[pfn:end] = bytes(1 << order)
     bad = False
-    if any(frames.flags[pfn:end]) or any(frames.mapcount[pfn:end]) or any(frames.refcount[pfn:end]) or \
-            any(frames.free_block[pfn:end]):
+    if not frames.is_clear(pfn, order):
         for page in range(pfn, end):
             reason = page_bad_reason(memory, page)
             if reason:
@@ -76,9 +75,10 @@ def free_unref_page(memory: PhysicalMemory, pfn: int, order: int = 0) -> None:
     if not free_pages_prepare(memory, pfn, order):
         return
     frames = memory.frames
-    zone = frames.page_zone(pfn)
+    zone = frames.zones[frames.zone_of[pfn]]
+    assert zone is not None
     migratetype = frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER]
-    if migratetype == memory.config.migrate_isolate:
+    if migratetype == zone.migrate_isolate:
         free_one_page(zone, pfn, order, migratetype)
     else:
         free_unref_page_commit(zone, pfn, migratetype, order)
@@ -132,6 +132,11 @@ def free_pages(memory: PhysicalMemory, pfn: int, order: int = 0) -> None:
     5.17: __free_pages().
     """
     frames = memory.frames
+    if not order and 0 <= pfn < frames.max_pfn and frames.refcount[pfn] == 1 and not frames.compound[pfn]:
+        # The common case, without detours: the last reference to a single page.
+        frames.refcount[pfn] = 0
+        free_unref_page(memory, pfn)
+        return
     if not frames.pfn_valid(pfn):
         raise InputError(f"there is no frame {pfn:#x}")
     if order:
@@ -180,7 +185,7 @@ def free_pages_core(memory: PhysicalMemory, pfn: int, order: int) -> None:
     frames = memory.frames
     zone = frames.page_zone(pfn)
     size = 1 << order
-    if any(frames.flags[pfn:pfn + size]) or any(frames.refcount[pfn:pfn + size]):
+    if not frames.is_clear(pfn, order):
         for page in range(pfn, pfn + size):
             frames.flags[page] &= ~PG["reserved"]
             frames.refcount[page] = 0

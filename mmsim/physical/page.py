@@ -200,7 +200,8 @@ class Page:
 class Folio(Page):
     """A page that is no tail, with all pages up to its order. Raise KernelBug for a tail page.
 
-    5.17: include/linux/mm_types.h, struct folio: the type says that nobody has to ask for the head any more.
+    All references to any of its pages count here. 5.17: include/linux/mm_types.h, struct folio: the type says that nobody has to
+    ask for the head any more.
     """
 
     __slots__ = ()
@@ -214,11 +215,6 @@ class Folio(Page):
     def nr_pages(self) -> int:
         """How many pages the folio has (5.17: folio_nr_pages())."""
         return 1 << self.frames.compound_order(self.pfn)
-
-    @property
-    def refcount(self) -> int:
-        """References to the folio, whichever page they came through (5.17: folio_ref_count())."""
-        return self.frames.refcount[self.pfn]
 
     def pages(self) -> Iterator[Page]:
         """The pages of the folio, in order."""

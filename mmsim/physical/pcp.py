@@ -54,8 +54,8 @@ def rmqueue_bulk(zone: Zone, order: int, count: int, pages: deque[int], migratet
             break
         pages.append(pfn)
         allocated += 1
-        if cma and zone.frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER] == zone.memory.config.migrate_cma:
-            zone.pageset[zone.memory.cpu].other_types[pfn] = zone.memory.config.migrate_cma
+        if cma and zone.frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER] == zone.migrate_cma:
+            zone.pageset[zone.memory.cpu].other_types[pfn] = zone.migrate_cma
             zone.nr_free_cma_pages -= 1 << order
     zone.nr_free_pages -= allocated << order
     return allocated

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from mmsim.constants import ALLOC_CMA, ALLOC_HARDER, MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, PAGEBLOCK_ORDER
+from mmsim.constants import (
+    ALLOC_CMA,
+    ALLOC_HARDER,
+    MIGRATE_HIGHATOMIC,
+    MIGRATE_MOVABLE,
+    PAGE_ALLOC_COSTLY_ORDER,
+    PAGEBLOCK_ORDER,
+)
 from mmsim.physical.buddy import _rmqueue_smallest, mod_zone_freepage_state
 from mmsim.physical.fallback import _rmqueue
-from mmsim.physical.pcp import pcp_allowed_order, rmqueue_pcplist
+from mmsim.physical.pcp import rmqueue_pcplist
 from mmsim.physical.zone import Zone
 
 __all__ = ["rmqueue", "rmqueue_buddy", "zone_statistics"]
@@ -58,7 +65,8 @@ def rmqueue(preferred_zone: Zone, zone: Zone, order: int, gfp_flags: int, alloc_
     """
     memory = zone.memory
     # Movable per-CPU lists may hold CMA frames: a movable request that must not use them goes to the free lists.
-    if pcp_allowed_order(order) and (alloc_flags & ALLOC_CMA or migratetype != MIGRATE_MOVABLE or not memory.config.cma):
+    if (order <= PAGE_ALLOC_COSTLY_ORDER or order == PAGEBLOCK_ORDER) and (
+            alloc_flags & ALLOC_CMA or migratetype != MIGRATE_MOVABLE or zone.migrate_cma < 0):
         pfn = rmqueue_pcplist(zone, order, migratetype, alloc_flags)
         counted = 1
     else:

@@ -16,8 +16,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mmsim.constants import (MAX_NR_ZONES, MAX_ORDER, MIGRATE_PCPTYPES, NR_PCP_LISTS, PAGE_ALLOC_COSTLY_ORDER,
-                             PAGEBLOCK_ORDER, ZONE_NAMES)
+from mmsim.constants import (
+    MAX_NR_ZONES,
+    MAX_ORDER,
+    MIGRATE_PCPTYPES,
+    NR_PCP_LISTS,
+    PAGE_ALLOC_COSTLY_ORDER,
+    PAGEBLOCK_ORDER,
+    ZONE_NAMES,
+)
 from mmsim.errors import InvariantError
 
 if TYPE_CHECKING:
@@ -41,56 +48,56 @@ class FreeList:
     (32, 48)
     """
 
-    __slots__ = ("_front", "_back")
+    __slots__ = ("front", "back")
 
     def __init__(self) -> None:
-        self._front: dict[int, None] = {}
-        self._back: dict[int, None] = {}
+        self.front: dict[int, None] = {}
+        self.back: dict[int, None] = {}
 
     def add(self, pfn: int) -> None:
         """Put a block at the head, from where the next allocation takes it (5.17: list_add())."""
-        self._front[pfn] = None
+        self.front[pfn] = None
 
     def add_tail(self, pfn: int) -> None:
         """Put a block at the tail, where it stays longest (5.17: list_add_tail())."""
-        self._back[pfn] = None
+        self.back[pfn] = None
 
     def remove(self, pfn: int) -> None:
         """Take a block out, wherever it stands. Raise KeyError if it is not in the list (5.17: list_del())."""
-        if pfn in self._front:
-            del self._front[pfn]
+        if pfn in self.front:
+            del self.front[pfn]
         else:
-            del self._back[pfn]
+            del self.back[pfn]
 
     def pop(self) -> int:
         """Take the block at the head. Raise KeyError if the list is empty."""
-        if not self._front:
+        if not self.front:
             self._turn()
-        return self._front.popitem()[0]
+        return self.front.popitem()[0]
 
     def first(self) -> int:
         """The block at the head, which stays. Raise KeyError if the list is empty."""
         pfn = self.pop()
         # popitem() has forgotten the holes behind the newest key; to look with reversed() would walk over them each time.
-        self._front[pfn] = None
+        self.front[pfn] = None
         return pfn
 
     def _turn(self) -> None:
         """Let all blocks of the back come to the front: each block makes this move at most once."""
-        self._front, self._back = dict.fromkeys(reversed(self._back)), {}
+        self.front, self.back = dict.fromkeys(reversed(self.back)), {}
 
     def __iter__(self) -> Iterator[int]:
-        yield from reversed(self._front)
-        yield from self._back
+        yield from reversed(self.front)
+        yield from self.back
 
     def __len__(self) -> int:
-        return len(self._front) + len(self._back)
+        return len(self.front) + len(self.back)
 
     def __bool__(self) -> bool:
-        return bool(self._front or self._back)
+        return bool(self.front or self.back)
 
     def __contains__(self, pfn: int) -> bool:
-        return pfn in self._front or pfn in self._back
+        return pfn in self.front or pfn in self.back
 
     def __repr__(self) -> str:
         return f"FreeList({list(self)})"
@@ -169,7 +176,7 @@ class Zone:
         "memory", "frames", "name", "index", "nid", "serial", "start_pfn", "spanned_pages", "present_pages", "managed_pages",
         "cma_pages", "watermark", "watermark_boost", "lowmem_reserve", "nr_reserved_highatomic", "free_area",
         "nr_free_pages", "nr_free_cma_pages", "nr_isolate_pageblock", "pageset", "boosted_watermark",
-        "reclaim_active", "initialized", "numa_stat", "stat_threshold", "percpu_drift_mark", "pgalloc", "vm_stat",
+        "migrate_cma", "migrate_isolate", "reclaim_active", "initialized", "numa_stat", "stat_threshold", "percpu_drift_mark", "pgalloc", "vm_stat",
     )
 
     def __init__(self, memory: PhysicalMemory, nid: int, index: int, start_pfn: int = 0, spanned_pages: int = 0,
@@ -184,6 +191,8 @@ class Zone:
         self.present_pages = present_pages
         self.managed_pages = managed_pages
         self.cma_pages = 0
+        self.migrate_cma = memory.config.migrate_cma
+        self.migrate_isolate = memory.config.migrate_isolate
         self.watermark = [0, 0, 0]
         self.watermark_boost = 0
         self.lowmem_reserve = [0] * MAX_NR_ZONES

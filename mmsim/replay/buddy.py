@@ -19,8 +19,8 @@ from mmsim.constants import (
     ZONE_NORMAL,
 )
 from mmsim.errors import InputError
-from mmsim.physical.buddy import _free_one_page, add_to_free_list, check_zone, mod_zone_freepage_state
-from mmsim.physical.fallback import _rmqueue, reserve_highatomic_pageblock, unreserve_highatomic_pageblock
+from mmsim.physical.buddy import _free_one_page, add_to_free_list, mod_zone_freepage_state
+from mmsim.physical.fallback import reserve_highatomic_pageblock, unreserve_highatomic_pageblock
 from mmsim.physical.frames import PG
 from mmsim.physical.free import free_pages, free_pages_core
 from mmsim.physical.gfp import gfp_migratetype, gfp_to_alloc_flags, gfp_zone, parse_gfp
