@@ -138,3 +138,23 @@ GFP_HIGHUSER = GFP_USER | _GFP_HIGHMEM
 GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER | _GFP_MOVABLE | _GFP_SKIP_KASAN_POISON
 GFP_TRANSHUGE_LIGHT = (GFP_HIGHUSER_MOVABLE | _GFP_COMP | _GFP_NOMEMALLOC | _GFP_NOWARN) & ~_GFP_RECLAIM
 GFP_TRANSHUGE = GFP_TRANSHUGE_LIGHT | _GFP_DIRECT_RECLAIM
+
+# -- compaction's answers and efforts: include/linux/compaction.h --------------------------------------------
+COMPACT_NOT_SUITABLE_ZONE = 0
+COMPACT_SKIPPED = 1
+COMPACT_DEFERRED = 2
+COMPACT_NO_SUITABLE_PAGE = 3
+COMPACT_CONTINUE = 4
+COMPACT_COMPLETE = 5
+COMPACT_PARTIAL_SKIPPED = 6
+COMPACT_CONTENDED = 7
+COMPACT_SUCCESS = 8
+COMPACT_RESULT_NAMES = ("not_suitable_zone", "skipped", "deferred", "no_suitable_page", "continue", "complete",
+                        "partial_skipped", "contended", "success")
+COMPACT_PRIO_SYNC_FULL = 0
+COMPACT_PRIO_SYNC_LIGHT = 1
+COMPACT_PRIO_ASYNC = 2
+
+# -- the slow path: mm/page_alloc.c, mm/internal.h ----------------------------------------------------------
+MAX_RECLAIM_RETRIES = 16
+MAX_COMPACT_RETRIES = 16

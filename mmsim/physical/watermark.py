@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Sized
 from typing import Protocol
 
-from mmsim.constants import (ALLOC_HARDER, ALLOC_HIGH, ALLOC_OOM, ALLOC_WMARK_MASK, MAX_ORDER, MIGRATE_HIGHATOMIC,
+from mmsim.constants import (ALLOC_CMA, ALLOC_HARDER, ALLOC_HIGH, ALLOC_OOM, ALLOC_WMARK_MASK, MAX_ORDER, MIGRATE_HIGHATOMIC,
                              MIGRATE_PCPTYPES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_NORMAL, _GFP_ATOMIC)
 from mmsim.units import int_sqrt, pages_to_kib, rounddown_pow_of_two
 
@@ -24,6 +24,9 @@ __all__ = [
     "setup_per_zone_wmarks", "setup_per_zone_lowmem_reserve", "calculate_totalreserve_pages",
     "zone_batchsize", "zone_highsize", "si_mem_available", "Reserves",
 ]
+
+# Only kernels with CONFIG_CMA have this type, and only they set ALLOC_CMA.
+_MIGRATE_CMA = 4
 
 
 class FreeArea(Protocol):
@@ -48,6 +51,8 @@ class WatermarkZone(Protocol):
     def nr_reserved_highatomic(self) -> int: ...
     @property
     def nr_free_pages(self) -> int: ...
+    @property
+    def nr_free_cma_pages(self) -> int: ...
     @property
     def free_area(self) -> Sequence[FreeArea]: ...
 
@@ -94,11 +99,14 @@ def zone_watermark_unusable_free(zone: WatermarkZone, order: int, alloc_flags: i
     """Free pages that do not count for this request: the rest of its own block, and the HIGHATOMIC reserve unless it may use it.
 
     The reserve counts in full even where part of it is in use: an overestimate that saves a search.
-    5.17: mm/page_alloc.c, __zone_watermark_unusable_free(). Left out: free CMA pages.
+    Free CMA pages count only for those who may use them.
+    5.17: mm/page_alloc.c, __zone_watermark_unusable_free().
     """
     unusable = (1 << order) - 1
     if not alloc_flags & (ALLOC_HARDER | ALLOC_OOM):
         unusable += zone.nr_reserved_highatomic
+    if not alloc_flags & ALLOC_CMA:
+        unusable += zone.nr_free_cma_pages
     return unusable
 
 
@@ -109,7 +117,7 @@ def zone_watermark_ok(zone: WatermarkZone, order: int, mark: int, highest_zoneid
     ``mark`` is in pages (:func:`wmark_pages`); ALLOC_HIGH, ALLOC_HARDER and ALLOC_OOM in ``alloc_flags`` lower it.
     ``highest_zoneidx`` is the zone that the request could have used, which selects the lowmem reserve. ``free_pages`` replaces the
     zone's own count. Cost: O(1) for order 0, else O(orders).
-    5.17: mm/page_alloc.c, __zone_watermark_ok(). Left out: CMA blocks.
+    5.17: mm/page_alloc.c, __zone_watermark_ok().
     """
     if free_pages is None:
         free_pages = zone.nr_free_pages
@@ -129,6 +137,8 @@ def zone_watermark_ok(zone: WatermarkZone, order: int, mark: int, highest_zoneid
         if not area.nr_free:
             continue
         if any(area.free_list[migratetype] for migratetype in range(MIGRATE_PCPTYPES)):
+            return True
+        if alloc_flags & ALLOC_CMA and area.free_list[_MIGRATE_CMA]:
             return True
         if harder and area.free_list[MIGRATE_HIGHATOMIC]:
             return True

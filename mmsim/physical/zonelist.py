@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from mmsim.constants import MAX_NUMNODES, NUMA_NO_NODE
+from mmsim.physical.memory import PhysicalMemory
 
 __all__ = ["LOCAL_DISTANCE", "REMOTE_DISTANCE", "PENALTY_FOR_NODE_WITH_CPUS", "find_next_best_node", "build_node_orders",
-           "build_zonerefs_node", "build_zonelists", "fallback_order_line"]
+           "build_zonerefs_node", "build_zonelists", "build_all_zonelists", "fallback_order_line"]
 
 LOCAL_DISTANCE = 10
 REMOTE_DISTANCE = 20
@@ -111,3 +112,21 @@ def fallback_order_line(node: int, order: Iterable[int]) -> str:
     'Fallback order for Node 1: 1 0 '
     """
     return f"Fallback order for Node {node}: " + "".join(f"{nid} " for nid in order)
+
+
+def build_all_zonelists(memory: PhysicalMemory, distance: Sequence[Sequence[int]] | None = None) -> dict[int, list[int]]:
+    """Give every node its two zonelists; return the fallback orders by node id.
+
+    ``distance[i][j]`` by node id (default: 10 at home, 20 elsewhere). Memory counts where a node has managed pages.
+    5.17: mm/page_alloc.c, __build_all_zonelists().
+    """
+    ids = range(max(memory.nodes) + 1)
+    if distance is None:
+        distance = [[LOCAL_DISTANCE if i == j else REMOTE_DISTANCE for j in ids] for i in ids]
+    zones = [memory.nodes[nid].zones if nid in memory.nodes else [] for nid in ids]
+    has_memory = [int(any(zone.present_pages for zone in zones[nid])) for nid in ids]
+    has_cpu = [int(nid in memory.cpu_to_node) for nid in ids]
+    orders = build_node_orders(has_memory, has_cpu, distance)
+    for nid, node in memory.nodes.items():
+        node.zonelist, node.zonelist_thisnode = build_zonelists(zones, orders[nid])
+    return {nid: orders[nid] for nid in memory.nodes}

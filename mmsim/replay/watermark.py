@@ -87,6 +87,7 @@ class CheckedZone:
     lowmem_reserve: list[int]
     nr_reserved_highatomic: int
     nr_free_pages: int
+    nr_free_cma_pages: int
     free_area: list[PlainFreeArea]
 
 
@@ -96,7 +97,7 @@ def watermark_ok(path: Path) -> Iterator[Check]:
     for record in read_jsonl(path):
         areas = [PlainFreeArea(mask.bit_count(), ["x" * (mask >> migratetype & 1) for migratetype in range(5)])
                  for mask in record["ne"]]
-        zone = CheckedZone(record["wm"], record["boost"], record["lr"], record["ha"], record["free"], areas)
+        zone = CheckedZone(record["wm"], record["boost"], record["lr"], record["ha"], record["free"], 0, areas)
         mark, order, highest, flags = wmark_pages(zone, record["wi"]), record["o"], record["hi"], record["fl"]
         ok = int(zone_watermark_ok(zone, order, mark, highest, flags))
         fast = int(zone_watermark_fast(zone, order, mark, highest, flags | record["wi"], record["gfp"]))
