@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -20,7 +21,7 @@ from urllib.parse import quote
 
 import pydata_sphinx_theme
 from docutils import nodes
-from docutils.utils.math import latex2mathml, math2html, pick_math_environment, wrap_math_code  # noqa: F401
+from docutils.utils.math import latex2mathml
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -71,7 +72,7 @@ def icon_styles(script: str) -> str:
             raise KeyError(f"the theme's fontawesome.js holds no icon {real!r}")
         width, height, path = shapes[-1]          # the solid style comes last
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"><path d="{path}"/></svg>'
-        rules.append(f'.fa-{name}{{--mm-icon:url("data:image/svg+xml,{quote(svg, safe=" /:=<>")}")}}'.replace("<", "%3C").replace(">", "%3E"))
+        rules.append(f'.fa-{name}{{--mm-icon:url("data:image/svg+xml,{quote(svg, safe=" /:=")}")}}')
     return "\n".join(rules) + "\n"
 
 
@@ -80,12 +81,9 @@ def build_wheel(target: Path) -> Path:
     import os
 
     from flit_core.buildapi import build_wheel as flit_build_wheel
-    before = os.getcwd()
-    try:
-        os.chdir(ROOT)
+
+    with contextlib.chdir(ROOT):
         return target / flit_build_wheel(str(target))
-    finally:
-        os.chdir(before)
 
 
 def prepare_static(app: Sphinx) -> None:
@@ -167,8 +165,7 @@ class FigureLinks(SphinxPostTransform):
 # -- formulas -------------------------------------------------------------------------------------------------
 
 def _mathml(source: str, block: bool) -> str:
-    tree = latex2mathml.tex2mathml(source.strip(), as_block=block)
-    return str(tree)
+    return str(latex2mathml.tex2mathml(source.strip(), as_block=block))
 
 
 def visit_math(self: Any, node: nodes.math) -> None:

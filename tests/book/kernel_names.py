@@ -36,11 +36,12 @@ def index_for(release: str) -> str:
 
 @cache
 def printed_by_kernels() -> frozenset[str]:
-    """Every identifier in the recorded output of running 5.17 kernels and among the compiler's constants: /proc fields, parameters, log words."""
+    """Every identifier that a running 5.17 kernel printed (/proc fields, parameters, log words) or its compiler was asked for."""
     found: set[str] = set()
     for path in sorted((GOLDEN / "recordings").glob("*5.17/**/*")):
         if path.is_file():
-            text = gzip.open(path, "rt", errors="replace").read() if path.suffix == ".gz" else path.read_text(errors="replace")
+            data = path.read_bytes()
+            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode(errors="replace")
             found.update(IDENTIFIER.findall(text))
     constants = json.loads((GOLDEN / "consts" / "consts-5.17.json").read_text())
 

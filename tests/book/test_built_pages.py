@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
+import pkgutil
 import re
 from functools import cache
 from pathlib import Path
@@ -12,12 +14,17 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pytest
 from bs4 import BeautifulSoup, Tag
 
-from mmsim.draw.figure import find
+import mmsim.figures
+from mmsim.draw.figure import figures, find
 from tests.book.pages import ROOT, toc_entries
 
 HEAVIEST_PAGE = 1_500_000           # bytes, gzip, with everything it loads but Pyodide
 HTML = ROOT / "_build" / "html"
 ENTRIES = toc_entries()
+LOADING_LINKS = {
+    "stylesheet", "preload", "icon", "modulepreload", "prefetch", "shortcut", "manifest", "preconnect", "dns-prefetch",
+}
+NO_ICON = {"fa-solid", "fa-regular", "fa-brands", "fa-lg", "fa-fw"}
 
 
 @cache
@@ -60,10 +67,10 @@ def check_figure_link(page: Path, fragment: str) -> str | None:
     """What is wrong with `#fig-…@frame?parameters`, or None."""
     rest, _, query = fragment.partition("?")
     identity, _, frame = rest.partition("@")
-    figures = payloads(page)
-    if identity not in figures:
-        return f"no figure {identity} on {page.name}; there are {sorted(figures)}"
-    payload = figures[identity]
+    shown = payloads(page)
+    if identity not in shown:
+        return f"no figure {identity} on {page.name}; there are {sorted(shown)}"
+    payload = shown[identity]
     values = dict(parse_qsl(query, keep_blank_values=True))
     try:
         frames = len(find(payload["name"]).bind({**payload["values"], **values}).frames()) if values else len(payload["frames"])
@@ -127,6 +134,13 @@ def test_every_figure_is_whole(site: Path, entry: str) -> None:
             f"{identity} shows what an older mmsim computed: run `make notebooks`")
 
 
+def test_every_figure_stands_on_a_page(site: Path) -> None:
+    for module in pkgutil.walk_packages(mmsim.figures.__path__, "mmsim.figures."):
+        importlib.import_module(module.name)
+    shown = {payload["name"] for entry in ENTRIES for payload in payloads(page_of(site, entry)).values()}
+    assert {each.name for each in figures()} <= shown
+
+
 # -- what is loaded ---------------------------------------------------------------------------------------------
 
 def loads(page: Path) -> list[str]:
@@ -134,7 +148,7 @@ def loads(page: Path) -> list[str]:
     found = []
     for tag in soup(page).find_all(["script", "img", "iframe", "source", "video", "audio", "embed", "object", "link"]):
         if tag.name == "link":
-            if set(tag.get("rel") or []) & {"stylesheet", "preload", "icon", "modulepreload", "prefetch", "shortcut", "manifest", "preconnect", "dns-prefetch"}:
+            if set(tag.get("rel") or []) & LOADING_LINKS:
                 found.append(str(tag.get("href", "")))
         else:
             found += [str(tag[key]) for key in ("src", "data", "srcset") if tag.get(key)]
@@ -187,7 +201,7 @@ def test_a_page_is_light_with_all_it_loads(site: Path, entry: str) -> None:
 def test_every_icon_of_the_theme_is_drawn(site: Path, entry: str) -> None:
     drawn = (site / "_static/mm/mm-icons.css").read_text()
     for icon in soup(page_of(site, entry)).find_all(["i", "span"], class_=re.compile(r"^fa-")):
-        names = [name for name in icon["class"] if name.startswith("fa-") and name not in ("fa-solid", "fa-regular", "fa-brands", "fa-lg", "fa-fw")]
+        names = [name for name in icon["class"] if name.startswith("fa-") and name not in NO_ICON]
         assert any(f".fa-{name.removeprefix('fa-')}{{" in drawn for name in names), names
 
 

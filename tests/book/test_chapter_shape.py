@@ -24,9 +24,10 @@ def headings(text: str, level: int) -> list[str]:
 
 
 def directives(text: str, name: str) -> list[tuple[str, str, str]]:
-    """(argument, options, body) of every directive `name`, written with colons or backquotes, nested ones included in the body."""
+    """(argument, options, body) of every directive `name`, written with colons or backquotes; the body includes nested ones."""
     found = []
-    for match in re.finditer(rf"(?ms)^(?P<fence>:{{3,}}|`{{3,}})\{{{name}\}}[ \t]*(?P<argument>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ \t]*$", text):
+    block = rf"(?ms)^(?P<fence>:{{3,}}|`{{3,}})\{{{name}\}}[ \t]*(?P<argument>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ \t]*$"
+    for match in re.finditer(block, text):
         lines = match["body"].split("\n")
         options = [line for line in lines if re.match(r":\w[\w-]*:", line)]
         found.append((match["argument"].strip(), "\n".join(options), match["body"]))
