@@ -12,6 +12,7 @@ from mmsim.config import Config
 from mmsim.counters import Counters
 from mmsim.errors import InputError
 from mmsim.klog import KernelLog
+from mmsim.physical.buddy import check_zone
 from mmsim.physical.frames import Frames
 from mmsim.physical.node import Node
 from mmsim.physical.zone import Zone
@@ -83,6 +84,12 @@ class PhysicalMemory:
     def nr_free_pages(self) -> int:
         """NR_FREE_PAGES of the machine: frames in free lists, without those in per-CPU lists."""
         return sum(zone.nr_free_pages for zone in self.zones())
+
+    def check(self) -> None:
+        """Verify frames, zones and all lists. Raise InvariantError that says what is broken where. Cost: every frame."""
+        self.frames.check()
+        for zone in self.zones():
+            check_zone(zone)
 
     def __repr__(self) -> str:
         return f"<PhysicalMemory: {self.frames!r}, {self.nr_free_pages} free, {self.nr_cpus} CPUs>"
