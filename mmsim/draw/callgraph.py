@@ -30,7 +30,7 @@ class CallGraph:
 
     def draw(self, scene: Scene, key: str, x: float, y: float, width: float) -> float:
         """Draw the graph; a call's key is ``key/<line>:<name>``."""
-        step = 22.0
+        step = 24.0
         indent = 22.0 if width >= 480 else 14.0
         last: dict[int, float] = {}
         for number, call in enumerate(self.calls):
@@ -40,13 +40,13 @@ class CallGraph:
                 stem = left - indent + 7
                 begin = last.get(call.depth - 1, top)
                 wire = "wire lit" if call.state in ("lit", "now") else "wire warn" if call.state == "failed" else "wire"
-                scene.path(f"{name}.wire", f"M{stem:g} {begin + 19:g}V{top + 11:g}H{left - 1:g}", wire, bottom=top + 11)
+                scene.path(f"{name}.wire", f"M{stem:g} {begin + 20:g}V{top + 11:g}H{left - 1:g}", wire, bottom=top + 11)
             wide = text_width(call.name, "code") + 12
             cls = {"": "panel", "lit": "panel focus", "now": "moving focus", "failed": "error"}[call.state]
             ink = {"now": "on-moving", "failed": "on-error", "lit": "strong"}.get(call.state, "muted")
             wide = min(wide, x + width - left)
-            scene.rect(name, left, top + 1, wide, 18, cls, call.tip, rx=3)
-            scene.text(f"{name}.t", left + 6, top + 14, call.name, "code", ink, width=wide - 11)
+            scene.rect(name, left, top + 1, wide, 19, cls, call.tip, rx=3)
+            scene.text(f"{name}.t", left + 6, top + 13.5, call.name, "code", ink, width=wide - 11)
             if call.note:
                 scene.text(
                     f"{name}.note",

@@ -141,9 +141,9 @@ class BoundFigure:
             picture = to_svg(frames[0].scene, self.figure.title, frames[0].say)
             source = base64.b64encode(picture.encode("utf-8", "replace")).decode("ascii")
             image = f'<img alt="{escape(self.figure.alt)}" src="data:image/svg+xml;base64,{source}">'
-            image += f"<p>{escape(frames[0].say)}</p>"
+            image += f'<span class="mm-fallback">{escape(frames[0].say)}</span>'
         else:
-            image = f"<p>{escape(error)}</p>"
+            image = f'<span class="mm-fallback">{escape(error)}</span>'
         return (
             f'<mm-figure id="{escape(self.identity)}" name="{escape(self.figure.name)}">'
             f'<script type="application/json">{data}</script>{image}</mm-figure>'

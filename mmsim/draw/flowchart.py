@@ -40,7 +40,8 @@ class Way:
 class FlowChart:
     """Steps on a grid of columns and rows, joined by arrows of straight pieces.
 
-    A way within a column goes down; to another column it leaves sideways; back up, it runs around the outside.
+    A way within a column goes down, within a row sideways; to another row and column it leaves at the bottom (or top) and
+    arrives at the side; back up within a column it runs around the outside.
     """
 
     def __init__(self, steps: Sequence[Step], ways: Sequence[Way], row_height: float = 0, gap: float = 0):
@@ -51,9 +52,11 @@ class FlowChart:
         columns = max(step.column for step in self.steps) + 1
         rows = max(step.row for step in self.steps) + 1
         back = any(self._row(way.end) < self._row(way.start) for way in self.ways)
-        gap = self.gap or (44.0 if width >= 560 else 26.0)
+        gap = self.gap or (44.0 if width >= 560 else 36.0)
         wide = min((width - (16 if back else 0) - gap * (columns - 1)) / columns, 250)
-        texts = {step.key: wrap_text(step.text, wide - 16, "small") for step in self.steps}
+        texts = {
+            step.key: wrap_text(step.text, wide - (30 if step.kind == "choice" else 16), "small") for step in self.steps
+        }
         heights = [0.0] * rows
         for step in self.steps:
             heights[step.row] = max(heights[step.row], len(texts[step.key]) * 15 + 13, self.row_height)
@@ -71,13 +74,13 @@ class FlowChart:
             left, top, w, h = boxes[step.key]
             cls = {"": "panel", "lit": "panel focus", "now": "moving focus", "failed": "error"}[step.state]
             ink = {"now": "on-moving", "failed": "on-error", "lit": "strong"}.get(step.state, "muted")
-            radius = {"step": 3, "choice": 3, "end": h / 2}[step.kind]
-            scene.rect(f"{key}/{step.key}", left, top, w, h, cls, step.tip, rx=round(min(radius, 14), 1))
             if step.kind == "choice":
-                scene.path(
-                    f"{key}/{step.key}.tick",
-                    f"M{left + w / 2 - 5:.5g} {top + h:.5g}l5 5l5 -5",
-                    "wire lit" if step.state else "wire",
+                edge = f"L{left + w - 9:.5g} {top + h:.5g}H{left + 9:.5g}L{left:.5g} {top + h / 2:.5g}Z"
+                d = f"M{left + 9:.5g} {top:.5g}H{left + w - 9:.5g}L{left + w:.5g} {top + h / 2:.5g}{edge}"
+                scene.path(f"{key}/{step.key}", d, cls, step.tip, top + h)
+            else:
+                scene.rect(
+                    f"{key}/{step.key}", left, top, w, h, cls, step.tip, rx=min(h / 2, 14) if step.kind == "end" else 3
                 )
             lines = texts[step.key]
             base = top + h / 2 - (len(lines) - 1) * 7.5 + 4
@@ -117,14 +120,12 @@ class FlowChart:
             d = f"M{x1:.5g} {ay + ah / 2:.5g}H{x2:.5g}{tip}"
             word_at = ((x1 + x2) / 2, ay + ah / 2 - 5, "middle")
         else:
-            forward = bx > ax
-            x1 = ax + aw if forward else ax
-            cx = bx + bw / 2
-            if by > ay:
-                d = f"M{x1:.5g} {ay + ah / 2:.5g}H{cx:.5g}V{by:.5g}m-3.5 -6l3.5 6l3.5 -6"
-            else:
-                d = f"M{x1:.5g} {ay + ah / 2:.5g}H{cx:.5g}V{by + bh:.5g}m-3.5 6l3.5 -6l3.5 6"
-            word_at = (x1 + (6 if forward else -6), ay + ah / 2 - 5, "start" if forward else "end")
+            forward, down = bx > ax, by > ay
+            cx, from_y = ax + aw / 2, ay + ah if down else ay
+            side = bx if forward else bx + bw
+            head = "m-6 -3.5l6 3.5l-6 3.5" if forward else "m6 -3.5l-6 3.5l6 3.5"
+            d = f"M{cx:.5g} {from_y:.5g}V{by + bh / 2:.5g}H{side:.5g}{head}"
+            word_at = (cx + 7, ay + ah + 16 if down else ay - 8, "start")
         scene.path(name, d, cls, way.word, max(ay + ah, by + bh))
         if way.word:
             px, py, anchor = word_at

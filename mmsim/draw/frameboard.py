@@ -129,8 +129,8 @@ class FrameBoard:
             columns = 1
             while columns * 2 * 5 <= width and columns < cells:
                 columns *= 2
-        cell = self.cell or min(int(width / columns * 2) / 2, 22)
-        high = max(cell, 8.0) if cell * -(-cells // columns) < 60 else cell
+        cell = self.cell or min(int(width / columns * 2) / 2, 45 if columns <= 16 else 22)
+        high = min(max(cell, 8.0), 28.0) if cell * -(-cells // columns) < 60 else cell
         rows = -(-cells // columns)
         for run in runs:
             first, last = run.start, run.start + run.count

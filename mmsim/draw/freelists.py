@@ -30,7 +30,7 @@ class FreeLists:
         room = (x + width - left) / len(self.types)
         scene.text(f"{key}.order", x, y + 11, "order", "small", "muted", width=34)
         for column, (name, _) in enumerate(self.types):
-            at = left + column * room + (8 if column or len(self.types) == 1 else 8)
+            at = left + column * room + 8
             scene.text(
                 f"{key}.type:{column}", at + (10 if column == 0 else 0), y + 11, name, "small", "muted", width=room - 20
             )

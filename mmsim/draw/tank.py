@@ -24,11 +24,12 @@ class Level:
 class Tank:
     """``level`` of something in a tank that holds ``top``, with marks at the side.
 
-    A level above ``top`` fills the tank and its number says so. ``roles`` of the filling: the level's own, usually free.
+    A level above ``top`` fills the tank and its number says so. ``role`` colours the filling; a level of free pages
+    stays neutral.
     """
 
     def __init__(
-        self, name: str, level: float, top: float, marks: Sequence[Level], height: float = 190, role: str = "anon",
+        self, name: str, level: float, top: float, marks: Sequence[Level], height: float = 190, role: str = "level",
         unit: str = "", note: str = "", tip: str = "",
     ):  # fmt: skip
         self.name, self.level, self.top, self.marks, self.height = name, level, top, list(marks), height
@@ -44,7 +45,7 @@ class Tank:
         fill = min(max(self.level / self.top, 0), 1) * self.height
         tip = self.tip or f"{self.name}: {number}"
         scene.rect(f"{key}.wall", x, top, wide, self.height, "panel")
-        scene.rect(f"{key}.level", x, top + self.height - fill, wide, fill, f"{self.role} flat", tip)
+        scene.rect(f"{key}.level", x, top + self.height - fill, wide, fill, self.role, tip)
         scene.rect(f"{key}.glass", x, top, wide, self.height, "frame", tip)
         if self.level > self.top:
             scene.path(

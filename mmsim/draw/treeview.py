@@ -57,7 +57,9 @@ class TreeView:
                 lit = "wire lit" if "focus" in child.mark or child.role == "moving" else "wire"
                 scene.path(f"{key}/{child.key}.edge", d, lit, bottom=y + 56)
                 if child.word:
-                    scene.text(f"{key}/{child.key}.word", at + 5, y + 52, child.word, "small", "muted")
+                    side = -1 if at < middle else 1
+                    anchor = "end" if at < middle else "start"
+                    scene.text(f"{key}/{child.key}.word", at + 6 * side, y + 50, child.word, "small", "muted", anchor)
                 bottom = max(bottom, self._layer(scene, key, child, left, y + 56, room))
                 left += room + 10
         scene.box(name, middle - wide / 2, y, wide, 24, node.label, node.role, node.tip, cls=node.mark, rx=3)

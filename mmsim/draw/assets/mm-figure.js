@@ -1,0 +1,1 @@
+../../../site/mm-figure.js
