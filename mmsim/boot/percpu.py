@@ -1,0 +1,183 @@
+"""The first per-CPU chunk: a private copy of the per-CPU variables for each processor.
+
+The image holds one template of all ``DEFINE_PER_CPU`` variables. Each processor gets a *unit*: a copy of it and some room for
+variables that come later. Units are cut out of blocks of 2 MiB, so that the direct map's large pages serve them; what is left
+of each block goes back to memblock::
+
+    2 MiB block   |static|dynamic|......|static|dynamic|......|   upa = 2 units an allocation
+                   unit 0         freed  unit 1         freed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mmsim.boot.image import KernelImage
+from mmsim.boot.memblock import Memblock
+from mmsim.constants import MAX_DMA_PFN, NUMA_NO_NODE
+from mmsim.errors import KernelPanic
+from mmsim.units import MIB, PAGE_SIZE, align_up, fls, pfn_to_phys, rounddown_pow_of_two
+
+__all__ = ["PerCpuLayout", "PerCpuGroup", "build_alloc_info", "embed_first_chunk"]
+
+ATOM_SIZE = 2 * MIB
+PCPU_MIN_ALLOC_SIZE = 4
+PCPU_SLOT_BASE_SHIFT = 5
+SIZEOF_PCPU_ALLOC_INFO = 56
+SIZEOF_PCPU_GROUP_INFO = 24
+SIZEOF_PCPU_BLOCK_MD = 32
+SIZEOF_LIST_HEAD = 16
+LOCAL_DISTANCE = 10
+
+
+@dataclass(slots=True)
+class PerCpuGroup:
+    """The processors of one node: ``units`` has the CPU of each unit, or None where the unit stays unused."""
+
+    units: list[int | None]
+    base: int = 0
+
+
+@dataclass(slots=True)
+class PerCpuLayout:
+    """Sizes in bytes: a unit's static, reserved and dynamic part; ``unit_size`` from one unit to the next; ``upa`` units an allocation."""
+
+    static_size: int
+    reserved_size: int
+    dynamic_size: int
+    unit_size: int
+    upa: int
+    groups: list[PerCpuGroup]
+    atom_size: int = ATOM_SIZE
+
+    @property
+    def size_sum(self) -> int:
+        """What of each unit is used."""
+        return self.static_size + self.reserved_size + self.dynamic_size
+
+    def embedded_line(self) -> str:
+        """The line of the kernel log that sums it up."""
+        return (f"percpu: Embedded {self.size_sum // PAGE_SIZE} pages/cpu s{self.static_size} r{self.reserved_size} "
+                f"d{self.dynamic_size} u{self.unit_size}")
+
+    def alloc_lines(self) -> list[str]:
+        """Which CPU sits in which unit, as ``[group] cpu cpu``. 5.17: mm/percpu.c, pcpu_dump_alloc_info()."""
+        cpus = sum(unit is not None for group in self.groups for unit in group.units)
+        group_width, cpu_width = len(str(len(self.groups))), len(str(cpus))
+        width = self.upa * (cpu_width + 1) + group_width + 3
+        per_line = rounddown_pow_of_two(max(60 // width, 1))
+        lines = [f"pcpu-alloc: s{self.static_size} r{self.reserved_size} d{self.dynamic_size} u{self.unit_size} "
+                 f"alloc={self.upa * self.unit_size // self.atom_size}*{self.atom_size}"]
+        for at, (number, units) in enumerate(self._allocations()):
+            if at % per_line == 0:
+                lines.append("pcpu-alloc: ")
+            lines[-1] += f"[{number:0{group_width}}] " + "".join(
+                f"{'-' * cpu_width} " if cpu is None else f"{cpu:0{cpu_width}} " for cpu in units)
+        return lines
+
+    def _allocations(self) -> Iterator[tuple[int, list[int | None]]]:
+        for number, group in enumerate(self.groups):
+            for at in range(0, len(group.units), self.upa):
+                yield number, group.units[at:at + self.upa]
+
+
+def build_alloc_info(image: KernelImage, cpu_to_node: Sequence[int], distance: Sequence[Sequence[int]],
+                     atom_size: int = ATOM_SIZE) -> PerCpuLayout:
+    """Group the CPUs by node and choose how many units share an allocation: as many as waste little memory.
+
+    5.17: mm/percpu.c, pcpu_build_alloc_info(), called from arch/x86/kernel/setup_percpu.c.
+    """
+    static, reserved = image.percpu_static_size, image.percpu_reserved_size
+    size_sum = align_up(static + reserved + image.percpu_dynamic_size, PAGE_SIZE)
+    min_unit_size = max(size_sum, 32 * 1024)
+    alloc_size = -(-min_unit_size // atom_size) * atom_size
+    max_upa = alloc_size // min_unit_size
+
+    def fits(upa: int) -> bool:
+        return alloc_size % upa == 0 and alloc_size // upa % PAGE_SIZE == 0
+
+    while not fits(max_upa):
+        max_upa -= 1
+    nodes: list[int] = []
+    members: dict[int, list[int]] = {}
+    for cpu, nid in enumerate(cpu_to_node):
+        near = next((node for node in nodes if distance[node][nid] == distance[nid][node] == LOCAL_DISTANCE), None)
+        if near is None:
+            nodes.append(nid)
+            members[nid] = near_list = []
+        else:
+            near_list = members[near]
+        near_list.append(cpu)
+    best_upa, last_allocs = 1, None
+    for upa in range(max_upa, 0, -1):
+        if not fits(upa):
+            continue
+        allocs = sum(-(-len(cpus) // upa) for cpus in members.values())
+        wasted = allocs * upa - len(cpu_to_node)
+        if wasted > len(cpu_to_node) // 3:
+            continue
+        if last_allocs is not None and allocs > last_allocs:
+            break
+        best_upa, last_allocs = upa, allocs
+    groups = []
+    for nid in nodes:
+        cpus: list[int | None] = list(members[nid])
+        groups.append(PerCpuGroup(cpus + [None] * (-len(cpus) % best_upa)))
+    return PerCpuLayout(static, reserved, size_sum - static - reserved, alloc_size // best_upa, best_upa, groups, atom_size)
+
+
+def embed_first_chunk(memblock: Memblock, image: KernelImage, layout: PerCpuLayout, cpu_to_node: Sequence[int],
+                      online: Sequence[int], printk: Callable[[str], None] = lambda line: None) -> PerCpuLayout:
+    """Allocate the units near their processors, give back what is left over, and set up the chunk's maps.
+
+    Raise KernelPanic if memory runs out.
+    5.17: mm/percpu.c, pcpu_embed_first_chunk(), pcpu_setup_first_chunk(), pcpu_alloc_first_chunk().
+    """
+    def allocate(size: int, align: int, caller: str) -> int:
+        address = memblock.alloc(size, align, caller=caller)
+        if not address:
+            raise KernelPanic(f"{caller}: Failed to allocate {size} bytes align={align:#x}")
+        return address
+
+    nr_units = sum(len(group.units) for group in layout.groups)
+    info_size = align_up(SIZEOF_PCPU_ALLOC_INFO + SIZEOF_PCPU_GROUP_INFO * len(layout.groups), 8) + 4 * nr_units
+    info_size = align_up(info_size, PAGE_SIZE)
+    info = allocate(info_size, PAGE_SIZE, "pcpu_build_alloc_info")
+    areas_size = align_up(8 * len(layout.groups), PAGE_SIZE)
+    areas = allocate(areas_size, 64, "pcpu_embed_first_chunk")
+    for group in layout.groups:
+        cpu = next(unit for unit in group.units if unit is not None)
+        node = cpu_to_node[cpu] if cpu_to_node[cpu] in online else NUMA_NO_NODE
+        group.base = memblock.alloc_try_nid(len(group.units) * layout.unit_size, layout.atom_size, pfn_to_phys(MAX_DMA_PFN),
+                                            nid=node, caller="pcpu_fc_alloc")
+        if not group.base:
+            raise KernelPanic("cannot allocate the per-CPU areas")
+    for group in layout.groups:
+        for number, unit in enumerate(group.units):
+            start = group.base + number * layout.unit_size
+            used = layout.size_sum if unit is not None else 0
+            if layout.unit_size > used:
+                memblock.free(start + used, layout.unit_size - used)
+    printk(layout.embedded_line())
+    nr_groups, nr_cpus = len(layout.groups), len(cpu_to_node)
+    for size in (8 * nr_groups, 8 * nr_groups, 4 * nr_cpus, 8 * nr_cpus):
+        allocate(size, 64, "pcpu_setup_first_chunk")
+    for line in layout.alloc_lines():
+        printk(line)
+    slots = max(fls(layout.unit_size) - PCPU_SLOT_BASE_SHIFT + 2, 1) + 4
+    allocate(slots * SIZEOF_LIST_HEAD, 64, "pcpu_setup_first_chunk")
+    static = align_up(layout.static_size, PCPU_MIN_ALLOC_SIZE)
+    dynamic = layout.dynamic_size - (static - layout.static_size)
+    start = layout.groups[0].base + static
+    for map_size in ((layout.reserved_size, dynamic) if layout.reserved_size else (dynamic,)):
+        region = align_up(start % PAGE_SIZE + map_size, PAGE_SIZE)
+        bits = region // PCPU_MIN_ALLOC_SIZE
+        longs = -(-(region // PAGE_SIZE) // 64)
+        for size in (image.sizeof_pcpu_chunk + 8 * longs, -(-bits // 64) * 8, -(-(bits + 1) // 64) * 8,
+                     region // PAGE_SIZE * SIZEOF_PCPU_BLOCK_MD):
+            allocate(size, 64, "pcpu_alloc_first_chunk")
+        start += map_size
+    memblock.free(info, info_size)
+    memblock.free(areas, areas_size)
+    return layout
