@@ -27,7 +27,8 @@ class ContigPageInfo(NamedTuple):
 
 
 def fill_contig_page_info(nr_free: Sequence[int], suitable_order: int) -> ContigPageInfo:
-    """Count the free memory of a zone for a request of ``suitable_order``; a larger block counts as the blocks it splits into.
+    """Count the free memory of a zone for a request of ``suitable_order``; a larger block counts as the blocks it
+    splits into.
 
     5.17: mm/vmstat.c, fill_contig_page_info().
 
@@ -41,7 +42,8 @@ def fill_contig_page_info(nr_free: Sequence[int], suitable_order: int) -> Contig
 
 
 def fragmentation_index(nr_free: Sequence[int], order: int) -> int:
-    """Why a request of ``order`` would fail, in thousandths: towards 0 for lack of memory, towards 1000 for fragmentation.
+    """Why a request of ``order`` would fail, in thousandths: towards 0 for lack of memory, towards 1000 for
+    fragmentation.
 
     -1000 if it would not fail, 0 if nothing at all is free. With very few blocks the formula leaves 0..1000 downwards.
     5.17: mm/vmstat.c, __fragmentation_index().
@@ -111,7 +113,8 @@ def fragmentation_score_zone_weighted(nr_free: Sequence[int], present_pages: int
 
 
 def fragmentation_score_node(zones: Iterable[tuple[Sequence[int], int]]) -> int:
-    """A node's score from its zones, each as (nr_free, present pages) (5.17: mm/compaction.c, fragmentation_score_node())."""
+    """A node's score from its zones, each as (nr_free, present pages) (5.17: mm/compaction.c,
+    fragmentation_score_node())."""
     zones = list(zones)
     node_present_pages = sum(present for _, present in zones)
     return sum(fragmentation_score_zone_weighted(nr_free, present, node_present_pages) for nr_free, present in zones)
@@ -130,7 +133,8 @@ def fragmentation_score_wmark(proactiveness: int, low: bool) -> int:
 
 
 def should_proactive_compact_node(node_score: int, proactiveness: int, kswapd_running: bool) -> bool:
-    """Tell whether kcompactd compacts a node before anybody needs it: fragmented enough, wanted at all, and kswapd is at rest.
+    """Tell whether kcompactd compacts a node before anybody needs it: fragmented enough, wanted at all, and kswapd is
+    at rest.
 
     5.17: mm/compaction.c, should_proactive_compact_node().
     """

@@ -36,9 +36,11 @@ __all__ = ["AllocContext", "alloc_flags_nofragment", "get_page_from_freelist", "
 
 @dataclass(slots=True)
 class AllocContext:
-    """What stays the same during one request: where it may look, and for what (5.17: mm/internal.h, struct alloc_context).
+    """What stays the same during one request: where it may look, and for what (5.17: mm/internal.h, struct
+    alloc_context).
 
-    ``preferred_zone`` is the first zone that the request may use: its home, for the statistics too; None if there is none.
+    ``preferred_zone`` is the first zone that the request may use: its home, for the statistics too; None if there is
+    none.
     """
 
     zonelist: list[Zone]
@@ -95,12 +97,12 @@ def get_page_from_freelist(memory: PhysicalMemory, gfp_mask: int, order: int, al
                            context: AllocContext) -> int | None:
     """Walk the zonelist once: take a block from the first zone whose watermark allows it. Return its PFN, or None.
 
-    With ALLOC_NOFRAGMENT the walk ends at the border of the node and starts again without the flag: memory nearby is worth
-    more than unmixed pageblocks; so it does after the last zone. An urgent high-order request reserves the pageblock it was
-    served from.
+    With ALLOC_NOFRAGMENT the walk ends at the border of the node and starts again without the flag: memory nearby is
+    worth more than unmixed pageblocks; so it does after the last zone. An urgent high-order request reserves the
+    pageblock it was served from.
 
-    5.17: mm/page_alloc.c, get_page_from_freelist(). Left out: cpusets, node_reclaim(), deferred memory, and the dirty limit of
-    a node (``spread_dirty_pages``), which comes with writeback.
+    5.17: mm/page_alloc.c, get_page_from_freelist(). Left out: cpusets, node_reclaim(), deferred memory, and the dirty
+    limit of a node (``spread_dirty_pages``), which comes with writeback.
     """
     highest_zoneidx, nodemask = context.highest_zoneidx, context.nodemask
     while True:

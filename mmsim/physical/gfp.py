@@ -64,7 +64,8 @@ def gfp_migratetype(gfp_mask: int) -> int:
     """The migratetype whose free lists a request uses.
 
     A mask that is both reclaimable and movable is MIGRATE_HIGHATOMIC's number; the kernel warns.
-    5.17: include/linux/gfp.h, gfp_migratetype(). Left out: page_group_by_mobility_disabled, for machines too small for it.
+    5.17: include/linux/gfp.h, gfp_migratetype(). Left out: page_group_by_mobility_disabled, for machines too small
+    for it.
 
     >>> gfp_migratetype(c.GFP_HIGHUSER_MOVABLE) == c.MIGRATE_MOVABLE
     True
@@ -75,8 +76,8 @@ def gfp_migratetype(gfp_mask: int) -> int:
 def gfp_to_alloc_flags(gfp_mask: int, *, cma: bool = False) -> int:
     """The allocation flags of the slow path: which watermark counts, and how far below it this caller may go.
 
-    ``__GFP_HIGH`` halves the mark; a caller that cannot sleep (``__GFP_ATOMIC``) takes a quarter more and ignores cpusets.
-    With ``cma``, movable requests may use CMA areas.
+    ``__GFP_HIGH`` halves the mark; a caller that cannot sleep (``__GFP_ATOMIC``) takes a quarter more and ignores
+    cpusets. With ``cma``, movable requests may use CMA areas.
     5.17: mm/page_alloc.c, gfp_to_alloc_flags(). Left out: real-time tasks, which count as ALLOC_HARDER.
 
     >>> hex(gfp_to_alloc_flags(c.GFP_ATOMIC))
@@ -121,7 +122,8 @@ def gfp_names(gfp_mask: int) -> str:
 
 
 def parse_gfp(text: str) -> int:
-    """The mask that names joined by ``|`` mean; numbers in C notation are accepted too. Raise InputError for anything else.
+    """The mask that names joined by ``|`` mean; numbers in C notation are accepted too. Raise InputError for anything
+    else.
 
     >>> hex(parse_gfp("GFP_KERNEL|__GFP_ZERO"))
     '0xdc0'

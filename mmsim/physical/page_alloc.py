@@ -1,8 +1,8 @@
 """The page allocator's front door: from a GFP mask and an order to a block of frames.
 
-A request names zones, a node and a mobility type. The fast path walks the node's zonelist and takes a block from the first zone
-that stays above its *low* watermark. If there is none, the slow path wakes kswapd, goes down to *min*, reclaims, compacts,
-and in the end may kill::
+A request names zones, a node and a mobility type. The fast path walks the node's zonelist and takes a block from the
+first zone that stays above its *low* watermark. If there is none, the slow path wakes kswapd, goes down to *min*,
+reclaims, compacts, and in the end may kill::
 
     alloc_pages ─► prepare_alloc_pages ─► get_page_from_freelist (low) ─► rmqueue ─► prep_new_page
                                                │ no zone
@@ -62,8 +62,8 @@ class PageAllocator:
         """Allocate 2^order frames in one block; return its first PFN, or None.
 
         ``nid`` is the node to begin with (default: that of the current CPU), ``nodemask`` limits the nodes. An order of
-        MAX_ORDER (11) or more gives None, and a warning in the log the first time. Raise KernelBug for zone bits that contradict each
-        other, KernelPanic for a ``__GFP_NOFAIL`` request that can never be satisfied.
+        MAX_ORDER (11) or more gives None, and a warning in the log the first time. Raise KernelBug for zone bits that
+        contradict each other, KernelPanic for a ``__GFP_NOFAIL`` request that can never be satisfied.
         5.17: mm/page_alloc.c, __alloc_pages().
         """
         if not 0 <= order < c.MAX_ORDER:
@@ -87,8 +87,8 @@ class PageAllocator:
 
     def alloc_steps(self, gfp_mask: int, order: int = 0, nid: int | None = None,
                     nodemask: Collection[int] | None = None) -> Generator[Step, None, int | None]:
-        """:meth:`alloc_pages` one step at a time: first a step ``fast_path``, then those of the slow path, with the verdict on every
-        zone. Return the PFN or None.
+        """:meth:`alloc_pages` one step at a time: first a step ``fast_path``, then those of the slow path, with the
+        verdict on every zone. Return the PFN or None.
         """
         if not 0 <= order < c.MAX_ORDER:
             yield Step("failed", f"there are no blocks of order {order}", {})
@@ -133,15 +133,17 @@ class PageAllocator:
     def alloc_pages_bulk(self, gfp_mask: int, nr_pages: int, nid: int | None = None) -> list[int]:
         """Allocate up to ``nr_pages`` single frames in one go; return those that came, in the order in which they did.
 
-        All come from one zone of the preferred node, in which ``nr_pages`` fit above the low watermark; if there is none, one
-        page is allocated the ordinary way. 5.17: mm/page_alloc.c, alloc_pages_bulk_list() (where they are listed in reverse).
+        All come from one zone of the preferred node, in which ``nr_pages`` fit above the low watermark; if there is
+        none, one page is allocated the ordinary way. 5.17: mm/page_alloc.c, alloc_pages_bulk_list() (where they are
+        listed in reverse).
         """
         pages: list[int | None] = [None] * max(nr_pages, 0)
         count = self.alloc_pages_bulk_array(gfp_mask, pages, nid)
         return [pfn for pfn in pages[:count] if pfn is not None]
 
     def alloc_pages_bulk_array(self, gfp_mask: int, pages: list[int | None], nid: int | None = None) -> int:
-        """Fill the empty places (None) of ``pages`` with frames; return how many of its places are filled from the start on.
+        """Fill the empty places (None) of ``pages`` with frames; return how many of its places are filled from the
+        start on.
 
         5.17: mm/page_alloc.c, __alloc_pages_bulk().
         """

@@ -139,10 +139,11 @@ def show_mem(memory: PhysicalMemory, nodemask: Collection[int] | None = None) ->
 
 
 def warn_alloc(memory: PhysicalMemory, gfp_mask: int, nodemask: Collection[int] | None, text: str, limit: RateLimit) -> bool:
-    """Report a failed allocation in the kernel log: who asked for what, then the state of memory. Return False if it is not.
+    """Report a failed allocation in the kernel log: who asked for what, then the state of memory. Return False if it
+    is not.
 
-    Silent for ``__GFP_NOWARN``, for a DMA request on a machine without DMA memory, and when the last report was less than
-    ten seconds ago. 5.17: mm/page_alloc.c, warn_alloc(). Left out: the stack.
+    Silent for ``__GFP_NOWARN``, for a DMA request on a machine without DMA memory, and when the last report was less
+    than ten seconds ago. 5.17: mm/page_alloc.c, warn_alloc(). Left out: the stack.
     """
     has_managed_dma = any(node.zones[ZONE_DMA].managed_pages for node in memory.nodes.values())
     if gfp_mask & _GFP_NOWARN or not limit.allows(memory.clock, memory.klog, "warn_alloc") \

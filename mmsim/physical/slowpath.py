@@ -10,8 +10,8 @@
     nofail        └─ __GFP_NOFAIL never gives up
     failed           the report "page allocation failure" in the kernel log
 
-Each step yields a :class:`Step`: its name, what was decided, and the numbers of that decision. Reclaim, compaction and the OOM killer
-are hooks, which report no progress until the machine fills them.
+Each step yields a :class:`Step`: its name, what was decided, and the numbers of that decision. Reclaim, compaction
+and the OOM killer are hooks, which report no progress until the machine fills them.
 5.17: mm/page_alloc.c, __alloc_pages_slowpath().
 """
 
@@ -86,9 +86,10 @@ def _nothing_reclaimable(zone: Zone) -> int:
 class SlowPathHooks:
     """What the allocator asks of parts above it, and what it must know of the current task.
 
-    ``reclaim`` frees pages and says how many (5.17: try_to_free_pages()); ``compact`` answers with a COMPACT_* result and perhaps a
-    captured block (try_to_compact_pages()); ``oom`` kills somebody and says whether it did (out_of_memory());
-    ``reclaimable`` is zone_reclaimable_pages(). kswapd is woken through ``PhysicalMemory.wakeup_kswapd``.
+    ``reclaim`` frees pages and says how many (5.17: try_to_free_pages()); ``compact`` answers with a COMPACT_* result
+    and perhaps a captured block (try_to_compact_pages()); ``oom`` kills somebody and says whether it did
+    (out_of_memory()); ``reclaimable`` is zone_reclaimable_pages(). kswapd is woken through
+    ``PhysicalMemory.wakeup_kswapd``.
     """
 
     reclaim: Callable[[AllocContext, int, int], int] = _no_reclaim
@@ -99,14 +100,16 @@ class SlowPathHooks:
     pf_memalloc: bool = False
     #: The current task was chosen by the OOM killer: it may use half of the reserve to get out.
     oom_victim: bool = False
-    #: Rounds after which a request that makes "progress" but never gets a block is called a livelock (the kernel has no limit).
+    #: Rounds after which a request that makes "progress" but never gets a block is called a livelock (the kernel has
+    #: no limit).
     max_rounds: int = 10_000
     #: At most one failure report in ten seconds.
     nopage_rs: RateLimit = field(default_factory=RateLimit)
 
 
 def zone_verdicts(context: AllocContext, order: int, mark: int, alloc_flags: int) -> list[dict[str, Any]]:
-    """For each zone that the request may use: its free pages against the ``mark`` (0..2), and what is missing, in words."""
+    """For each zone that the request may use: its free pages against the ``mark`` (0..2), and what is missing, in
+    words."""
     verdicts = []
     for zone in context.zones():
         pages = wmark_pages(zone, mark)
@@ -125,8 +128,8 @@ def zone_verdicts(context: AllocContext, order: int, mark: int, alloc_flags: int
 class SlowPath:
     """One request on the slow path. :meth:`run` is a generator of steps that returns the block's PFN, or None.
 
-    ``reason`` says in the end why the request failed. With ``explain`` the steps that attempt an allocation carry the verdict on
-    every zone (:func:`zone_verdicts`).
+    ``reason`` says in the end why the request failed. With ``explain`` the steps that attempt an allocation carry the
+    verdict on every zone (:func:`zone_verdicts`).
     """
 
     def __init__(self, memory: PhysicalMemory, gfp_mask: int, order: int, context: AllocContext, hooks: SlowPathHooks, *,
@@ -152,8 +155,8 @@ class SlowPath:
     def run(self) -> Generator[Step, None, int | None]:
         """Go through the steps until a block is found or the request fails.
 
-        Raise KernelPanic where the kernel would loop for ever: a ``__GFP_NOFAIL`` request that nothing can satisfy, or endless
-        progress that leads nowhere.
+        Raise KernelPanic where the kernel would loop for ever: a ``__GFP_NOFAIL`` request that nothing can satisfy,
+        or endless progress that leads nowhere.
         """
         gfp = self.gfp_mask
         if gfp & c._GFP_ATOMIC and gfp & c._GFP_DIRECT_RECLAIM:
@@ -217,7 +220,8 @@ class SlowPath:
         return pfn
 
     def _wake_all_kswapds(self) -> Step:
-        """Wake the kswapd of each node, with the first of its zones that the request may use (5.17: wake_all_kswapds())."""
+        """Wake the kswapd of each node, with the first of its zones that the request may use (5.17:
+        wake_all_kswapds())."""
         woken: list[int] = []
         for zone in self.context.zones():
             if zone.managed_pages and zone.nid not in woken[-1:]:
@@ -234,7 +238,8 @@ class SlowPath:
         return c.ALLOC_OOM if self.hooks.oom_victim else 0
 
     def _round(self) -> Generator[Step, None, int | None]:
-        """One round of the loop that begins at the kernel's label ``retry``. Sets ``reason`` where the kernel goes to ``nopage``."""
+        """One round of the loop that begins at the kernel's label ``retry``. Sets ``reason`` where the kernel goes to
+        ``nopage``."""
         gfp, order = self.gfp_mask, self.order
         self.rounds += 1
         if self.rounds > self.hooks.max_rounds:
@@ -326,8 +331,8 @@ class SlowPath:
         return pfn
 
     def _should_reclaim_retry(self) -> Generator[Step, None, bool]:
-        """Go on reclaiming while some zone could serve the request if all that is reclaimable were free; at most 16 times
-        without progress. Then the HIGHATOMIC reserve is given up. 5.17: should_reclaim_retry().
+        """Go on reclaiming while some zone could serve the request if all that is reclaimable were free; at most 16
+        times without progress. Then the HIGHATOMIC reserve is given up. 5.17: should_reclaim_retry().
         """
         context, order, trace = self.context, self.order, self.memory.trace
         if self.did_some_progress and order <= c.PAGE_ALLOC_COSTLY_ORDER:
@@ -395,7 +400,8 @@ class SlowPath:
         return again
 
     def _may_oom(self) -> Generator[Step, None, int | None]:
-        """A last attempt, at the high watermark: perhaps somebody else has just killed. Then kill, unless that cannot help.
+        """A last attempt, at the high watermark: perhaps somebody else has just killed. Then kill, unless that cannot
+        help.
 
         5.17: __alloc_pages_may_oom(). Left out: the oom lock (the machine has one task at a time), core dumps.
         """
@@ -441,7 +447,8 @@ class SlowPath:
         return pfn
 
     def _nofail(self) -> Generator[Step, None, int | None]:
-        """A caller that must not fail gets half of the reserves, and then begins again (5.17: the end of the slow path)."""
+        """A caller that must not fail gets half of the reserves, and then begins again (5.17: the end of the slow
+        path)."""
         if self.hooks.pf_memalloc or self.order > c.PAGE_ALLOC_COSTLY_ORDER:
             self.memory.klog.warn(f"WARNING: mm/page_alloc.c __alloc_pages_slowpath: __GFP_NOFAIL for order {self.order}"
                                   + (" while reclaiming" if self.hooks.pf_memalloc else ""))

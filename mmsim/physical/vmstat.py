@@ -1,7 +1,7 @@
 """How far the counters of /proc/vmstat may drift.
 
-Each CPU counts a zone's pages for itself and adds its difference to the global counter only when that passes a threshold.
-So the free-page count that a watermark check reads can be wrong by the threshold times the number of CPUs.
+Each CPU counts a zone's pages for itself and adds its difference to the global counter only when that passes a
+threshold. So the free-page count that a watermark check reads can be wrong by the threshold times the number of CPUs.
 """
 
 from __future__ import annotations

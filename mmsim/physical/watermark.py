@@ -1,11 +1,11 @@
 """Watermarks and reserves: how much free memory a zone must keep, and for whom.
 
-Every zone has three marks. At *high* kswapd goes back to sleep; below *low* it is woken; below *min* only those who may dip
-into the reserve get a page. A boost added to the marks for a while makes kswapd free more than usual; the lowmem reserve
-is what a zone keeps from requests that could have used a higher zone.
+Every zone has three marks. At *high* kswapd goes back to sleep; below *low* it is woken; below *min* only those who
+may dip into the reserve get a page. A boost added to the marks for a while makes kswapd free more than usual; the
+lowmem reserve is what a zone keeps from requests that could have used a higher zone.
 
-All of this is integer arithmetic on page counts. The functions take zones by shape: any object with the attributes named in
-:class:`WatermarkZone` will do.
+All of this is integer arithmetic on page counts. The functions take zones by shape: any object with the attributes
+named in :class:`WatermarkZone` will do.
 """
 
 from __future__ import annotations
@@ -13,8 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Sized
 from typing import Protocol
 
-from mmsim.constants import (ALLOC_CMA, ALLOC_HARDER, ALLOC_HIGH, ALLOC_OOM, ALLOC_WMARK_MASK, MAX_ORDER, MIGRATE_HIGHATOMIC,
-                             MIGRATE_PCPTYPES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_NORMAL, _GFP_ATOMIC)
+from mmsim.constants import (
+    _GFP_ATOMIC,
+    ALLOC_CMA,
+    ALLOC_HARDER,
+    ALLOC_HIGH,
+    ALLOC_OOM,
+    ALLOC_WMARK_MASK,
+    MAX_ORDER,
+    MIGRATE_HIGHATOMIC,
+    MIGRATE_PCPTYPES,
+    WMARK_HIGH,
+    WMARK_LOW,
+    WMARK_MIN,
+    ZONE_NORMAL,
+)
 from mmsim.units import int_sqrt, pages_to_kib, rounddown_pow_of_two
 
 __all__ = [
@@ -39,7 +52,8 @@ class FreeArea(Protocol):
 
 
 class WatermarkZone(Protocol):
-    """What a watermark check reads of a zone. ``watermark`` is without the boost; ``lowmem_reserve`` is indexed by zone type."""
+    """What a watermark check reads of a zone. ``watermark`` is without the boost; ``lowmem_reserve`` is indexed by
+    zone type."""
 
     @property
     def watermark(self) -> Sequence[int]: ...
@@ -58,7 +72,8 @@ class WatermarkZone(Protocol):
 
 
 class MarkedZone(Protocol):
-    """A zone whose marks and reserves are computed. A machine of several nodes has several of one ``index`` (zone type)."""
+    """A zone whose marks and reserves are computed. A machine of several nodes has several of one ``index`` (zone
+    type)."""
 
     @property
     def index(self) -> int: ...
@@ -96,7 +111,8 @@ def high_wmark_pages(zone: WatermarkZone | MarkedZone) -> int:
 # -- checking them -----------------------------------------------------------------------------------------
 
 def zone_watermark_unusable_free(zone: WatermarkZone, order: int, alloc_flags: int) -> int:
-    """Free pages that do not count for this request: the rest of its own block, and the HIGHATOMIC reserve unless it may use it.
+    """Free pages that do not count for this request: the rest of its own block, and the HIGHATOMIC reserve unless it
+    may use it.
 
     The reserve counts in full even where part of it is in use: an overestimate that saves a search.
     Free CMA pages count only for those who may use them.
@@ -115,8 +131,8 @@ def zone_watermark_ok(zone: WatermarkZone, order: int, mark: int, highest_zoneid
     """Tell whether ``zone`` may give a block of ``order``: enough free pages above ``mark``, and a block of that size.
 
     ``mark`` is in pages (:func:`wmark_pages`); ALLOC_HIGH, ALLOC_HARDER and ALLOC_OOM in ``alloc_flags`` lower it.
-    ``highest_zoneidx`` is the zone that the request could have used, which selects the lowmem reserve. ``free_pages`` replaces the
-    zone's own count. Cost: O(1) for order 0, else O(orders).
+    ``highest_zoneidx`` is the zone that the request could have used, which selects the lowmem reserve. ``free_pages``
+    replaces the zone's own count. Cost: O(1) for order 0, else O(orders).
     5.17: mm/page_alloc.c, __zone_watermark_ok().
     """
     if free_pages is None:
@@ -180,7 +196,8 @@ def calculate_min_free_kbytes(zones: Iterable[MarkedZone]) -> int:
     """The min_free_kbytes of a booting kernel: four times the square root of its low memory in KiB, 128 KiB to 256 MiB.
 
     Larger machines keep more, but not in proportion: network bandwidth does not grow with memory.
-    5.17: mm/page_alloc.c, calculate_min_free_kbytes(). A value set by the user stays if it is at least as large (:class:`Reserves`).
+    5.17: mm/page_alloc.c, calculate_min_free_kbytes(). A value set by the user stays if it is at least as large
+    (:class:`Reserves`).
     """
     return min(max(_square_root_kbytes(zones), 128), 262144)
 
@@ -205,8 +222,8 @@ def recommended_min_free_kbytes(zones: Iterable[MarkedZone], pageblock_nr_pages:
 def setup_per_zone_wmarks(zones: Iterable[MarkedZone], min_free_kbytes: int, watermark_scale_factor: int = 10) -> None:
     """Set the three marks of every zone, and end every boost.
 
-    A zone's *min* is its share of min_free_kbytes by managed pages. The distance to *low* and on to *high* is a quarter of
-    that, or ``watermark_scale_factor`` ten-thousandths of the zone if that is more.
+    A zone's *min* is its share of min_free_kbytes by managed pages. The distance to *low* and on to *high* is a
+    quarter of that, or ``watermark_scale_factor`` ten-thousandths of the zone if that is more.
     5.17: mm/page_alloc.c, __setup_per_zone_wmarks(). Left out: high-memory zones (32-bit).
     """
     zones = list(zones)
@@ -234,7 +251,8 @@ def setup_per_zone_lowmem_reserve(zones: Sequence[MarkedZone], ratio: Sequence[i
 
 
 def calculate_totalreserve_pages(zones: Iterable[MarkedZone]) -> int:
-    """Pages that user space can never have: each zone's largest lowmem reserve and its high mark, at most the zone itself.
+    """Pages that user space can never have: each zone's largest lowmem reserve and its high mark, at most the zone
+    itself.
 
     5.17: mm/page_alloc.c, calculate_totalreserve_pages().
     """
@@ -244,10 +262,11 @@ def calculate_totalreserve_pages(zones: Iterable[MarkedZone]) -> int:
 # -- what follows from them --------------------------------------------------------------------------------
 
 def zone_batchsize(managed_pages: int) -> int:
-    """How many pages a per-CPU list moves at a time: about 1/4096 of the zone, at most 63, one less than a power of two.
+    """How many pages a per-CPU list moves at a time: about 1/4096 of the zone, at most 63, one less than a power of
+    two.
 
-    A power of two itself would give alternating users the same cache colours. 0 stands for 1 (``max(1, batch)`` at the caller,
-    as in the kernel). 5.17: mm/page_alloc.c, zone_batchsize().
+    A power of two itself would give alternating users the same cache colours. 0 stands for 1 (``max(1, batch)`` at
+    the caller, as in the kernel). 5.17: mm/page_alloc.c, zone_batchsize().
 
     >>> zone_batchsize(3840), zone_batchsize(54893), zone_batchsize(1212416)
     (0, 15, 63)
@@ -258,7 +277,8 @@ def zone_batchsize(managed_pages: int) -> int:
 
 def zone_highsize(low_wmark: int, managed_pages: int, batch: int, local_cpus: int, online_cpus: int,
                   high_fraction: int = 0) -> int:
-    """How many pages a per-CPU list may hold: the zone's low watermark shared among the CPUs of its node, at least four batches.
+    """How many pages a per-CPU list may hold: the zone's low watermark shared among the CPUs of its node, at least
+    four batches.
 
     So all lists full together do not yet hide more than reclaim would start for. A node without CPUs shares among all
     ``online_cpus``. ``high_fraction`` (vm.percpu_pagelist_high_fraction) takes that part of the zone instead.
@@ -274,8 +294,8 @@ def zone_highsize(low_wmark: int, managed_pages: int, batch: int, local_cpus: in
 def si_mem_available(free: int, totalreserve_pages: int, wmark_low: int, file_pages: int, reclaimable: int) -> int:
     """MemAvailable in pages: what new programs could get without swapping.
 
-    Free memory without the reserves, and of the page cache (``file_pages``, both LRU lists) and of reclaimable kernel memory what
-    is left when half of it, at most ``wmark_low`` (the sum of the zones' low marks), stays.
+    Free memory without the reserves, and of the page cache (``file_pages``, both LRU lists) and of reclaimable kernel
+    memory what is left when half of it, at most ``wmark_low`` (the sum of the zones' low marks), stays.
     5.17: mm/page_alloc.c, si_mem_available().
     """
     available = free - totalreserve_pages
@@ -285,7 +305,8 @@ def si_mem_available(free: int, totalreserve_pages: int, wmark_low: int, file_pa
 
 
 class Reserves:
-    """The machine's memory reserves and the settings behind them; each method is an occasion on which they are computed anew.
+    """The machine's memory reserves and the settings behind them; each method is an occasion on which they are
+    computed anew.
 
     ``nodes`` is one sequence of zones a node, in the order of zone types, empty zones included.
     """

@@ -1,7 +1,8 @@
 """Zonelists: in which order a node's requests try the zones of the machine.
 
-A node first uses its own memory, then that of the nearest node, and so on. Nodes at the same distance are taken in turns: a
-node that is somebody's second choice already carries a load, so that not all of its neighbours fall back to it first.
+A node first uses its own memory, then that of the nearest node, and so on. Nodes at the same distance are taken in
+turns: a node that is somebody's second choice already carries a load, so that not all of its neighbours fall back to
+it first.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def find_next_best_node(node: int, used: set[int], has_memory: Sequence[int], ha
                         distance: Sequence[Sequence[int]], node_load: Sequence[int]) -> int:
     """The next node of ``node``'s fallback order, which is added to ``used``; -1 when no node is left.
 
-    The node itself comes first, even without memory. Then the nearest node with memory counts; one below ``node`` is as if
-    further by 1 (so that nodes prefer the next one), one with CPUs as well (its memory is wanted at home), and the load
-    decides between equals; the lowest number wins a tie.
-    Cost: O(nodes). 5.17: mm/page_alloc.c, find_next_best_node().
+    The node itself comes first, even without memory. Then the nearest node with memory counts; one below ``node`` is
+    as if further by 1 (so that nodes prefer the next one), one with CPUs as well (its memory is wanted at home), and
+    the load decides between equals; the lowest number wins a tie. Cost: O(nodes). 5.17: mm/page_alloc.c,
+    find_next_best_node().
     """
     if node not in used:
         used.add(node)
@@ -88,7 +89,8 @@ def build_node_orders(has_memory: Sequence[int], has_cpu: Sequence[int], distanc
 
 
 def build_zonerefs_node(zones: Sequence[Z]) -> list[Z]:
-    """A node's zones that have pages, highest first: the scarce low zones serve last. ``zones`` stand in the order of their types.
+    """A node's zones that have pages, highest first: the scarce low zones serve last. ``zones`` stand in the order of
+    their types.
 
     5.17: mm/page_alloc.c, build_zonerefs_node().
     """
@@ -96,7 +98,8 @@ def build_zonerefs_node(zones: Sequence[Z]) -> list[Z]:
 
 
 def build_zonelists(nodes: Sequence[Sequence[Z]], order: Iterable[int]) -> tuple[list[Z], list[Z]]:
-    """The two zonelists of the node that stands first in ``order``: with fallback to other nodes, and for ``__GFP_THISNODE``.
+    """The two zonelists of the node that stands first in ``order``: with fallback to other nodes, and for
+    ``__GFP_THISNODE``.
 
     ``nodes[nid]`` are the zones of a node in the order of their types.
     5.17: mm/page_alloc.c, build_zonelists_in_node_order(), build_thisnode_zonelists().

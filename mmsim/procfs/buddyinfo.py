@@ -1,4 +1,5 @@
-"""/proc/buddyinfo, /proc/pagetypeinfo, and the two files of /sys/kernel/debug/extfrag: what is free, in blocks of which size."""
+"""/proc/buddyinfo, /proc/pagetypeinfo, and the two files of /sys/kernel/debug/extfrag: what is free, in blocks of
+which size."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def pageblock_counts(zone: Zone) -> list[int]:
 
 
 def pagetypeinfo(memory: PhysicalMemory) -> str:
-    """Free blocks by migratetype and order, and the pageblocks of each type; a part with its own heading for every node.
+    """Free blocks by migratetype and order, and the pageblocks of each type; a part with its own heading for every
+    node.
 
     5.17: mm/vmstat.c, pagetypeinfo_show(). Left out: the count of mixed blocks (CONFIG_PAGE_OWNER).
     """
@@ -78,7 +80,8 @@ def _per_order(memory: PhysicalMemory, index: Callable[[Sequence[int], int], int
 
 
 def extfrag_index(memory: PhysicalMemory) -> str:
-    """/sys/kernel/debug/extfrag/extfrag_index: why an allocation of each order would fail (5.17: mm/vmstat.c, extfrag_show())."""
+    """/sys/kernel/debug/extfrag/extfrag_index: why an allocation of each order would fail (5.17: mm/vmstat.c,
+    extfrag_show())."""
     return _per_order(memory, fragmentation_index)
 
 

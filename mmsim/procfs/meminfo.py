@@ -15,7 +15,8 @@ from mmsim.units import pages_to_kib
 
 __all__ = ["MEMINFO_NAMES", "VMSTAT_NAMES", "format_meminfo", "format_vmstat", "meminfo_values", "vmstat_values"]
 
-#: The lines of meminfo in order (5.17: fs/proc/meminfo.c, meminfo_proc_show(), with the configuration of the recorded kernels).
+#: The lines of meminfo in order (5.17: fs/proc/meminfo.c, meminfo_proc_show(), with the configuration of the recorded
+#: kernels).
 MEMINFO_NAMES = tuple("""
     MemTotal MemFree MemAvailable Buffers Cached SwapCached Active Inactive Active(anon) Inactive(anon) Active(file)
     Inactive(file) Unevictable Mlocked SwapTotal SwapFree Dirty Writeback AnonPages Mapped Shmem KReclaimable Slab
@@ -53,7 +54,8 @@ def _check_names(values: Mapping[str, int], known: tuple[str, ...], file: str) -
 
 
 def format_meminfo(values: Mapping[str, int]) -> str:
-    """The text of /proc/meminfo for ``values`` in KiB (the HugePages_ lines: in pages). Raise ValueError for an unknown name.
+    """The text of /proc/meminfo for ``values`` in KiB (the HugePages_ lines: in pages). Raise ValueError for an
+    unknown name.
 
     >>> print(format_meminfo({"MemFree": 219440, "MemTotal": 243480, "HugePages_Total": 0}), end="")
     MemTotal:         243480 kB
@@ -77,9 +79,11 @@ def format_vmstat(values: Mapping[str, int]) -> str:
 
 
 def meminfo_values(memory: PhysicalMemory) -> dict[str, int]:
-    """What physical memory knows of meminfo, in KiB: MemTotal, MemFree, MemAvailable, and CmaTotal and CmaFree with CONFIG_CMA.
+    """What physical memory knows of meminfo, in KiB: MemTotal, MemFree, MemAvailable, and CmaTotal and CmaFree with
+    CONFIG_CMA.
 
-    MemFree counts the free lists only: what per-CPU lists hold is not free. 5.17: fs/proc/meminfo.c, meminfo_proc_show().
+    MemFree counts the free lists only: what per-CPU lists hold is not free. 5.17: fs/proc/meminfo.c,
+    meminfo_proc_show().
     """
     zones = list(memory.zones())
     stats = [node.vm_stat for node in memory.nodes.values()]
@@ -98,7 +102,8 @@ def meminfo_values(memory: PhysicalMemory) -> dict[str, int]:
 
 
 def vmstat_values(memory: PhysicalMemory) -> dict[str, int]:
-    """What physical memory knows of vmstat: the sums over zones and nodes, and the events counted (5.17: mm/vmstat.c)."""
+    """What physical memory knows of vmstat: the sums over zones and nodes, and the events counted (5.17:
+    mm/vmstat.c)."""
     zones = list(memory.zones())
     values = {name: sum(zone_stat(zone, name) for zone in zones) for name in ZONE_STATS}
     if memory.config.numa:

@@ -72,7 +72,8 @@ def _zone(node: Node, zone: Zone, first: bool) -> str:
 
 
 def zoneinfo(memory: PhysicalMemory) -> str:
-    """/proc/zoneinfo: all zones of all nodes, empty ones too; the first populated zone of a node carries the node's counters.
+    """/proc/zoneinfo: all zones of all nodes, empty ones too; the first populated zone of a node carries the node's
+    counters.
 
     5.17: mm/vmstat.c, zoneinfo_show_print().
     """

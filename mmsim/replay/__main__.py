@@ -19,8 +19,9 @@ __all__ = ["main"]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python3 -m mmsim.replay", description="Replay recorded kernel runs in the model.",
-                                     epilog="exit status: 0 all agrees, 1 something differs, 2 a file cannot be used or nothing was compared")
+    parser = argparse.ArgumentParser(
+        prog="python3 -m mmsim.replay", description="Replay recorded kernel runs in the model.",
+        epilog="exit status: 0 all agrees, 1 something differs, 2 a file cannot be used or nothing was compared")
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a recorded file, or a directory to search for them")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--list", action="store_true", help="list the files that are recognised, and what is compared in them")

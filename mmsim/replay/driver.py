@@ -19,7 +19,8 @@ SHOWN = 5
 
 @dataclass(slots=True)
 class FileReport:
-    """What came of one file. ``error`` is set when the file cannot be used, ``covered`` is False when no handler knows it."""
+    """What came of one file. ``error`` is set when the file cannot be used, ``covered`` is False when no handler
+    knows it."""
 
     path: Path
     covered: bool = True

@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmsim.constants import MAX_ORDER
-from mmsim.physical.fragmentation import (extfrag_for_order, fragmentation_index, fragmentation_score_node,
-                                          fragmentation_score_wmark, fragmentation_score_zone,
-                                          fragmentation_score_zone_weighted, should_proactive_compact_node,
-                                          unusable_free_index)
+from mmsim.physical.fragmentation import (
+    extfrag_for_order,
+    fragmentation_index,
+    fragmentation_score_node,
+    fragmentation_score_wmark,
+    fragmentation_score_zone,
+    fragmentation_score_zone_weighted,
+    should_proactive_compact_node,
+    unusable_free_index,
+)
 from mmsim.replay.readers import read_jsonl
 from mmsim.replay.registry import Check, replays, same
 
@@ -18,8 +24,9 @@ __all__ = ["fragmentation"]
 
 @replays("fragindex/fragmentation*.jsonl*")
 def fragmentation(path: Path) -> Iterator[Check]:
-    """For zones given by their free blocks: fragmentation_index, unusable_free_index and extfrag_for_order of each order, the zone's
-    score plain and weighted; the node's score, the two thresholds, and whether proactive compaction starts."""
+    """For zones given by their free blocks: fragmentation_index, unusable_free_index and extfrag_for_order of each
+    order, the zone's score plain and weighted; the node's score, the two thresholds, and whether proactive compaction
+    starts."""
     orders = range(MAX_ORDER)
     for record in read_jsonl(path):
         zones = [(zone["nr_free"], zone["present"]) for zone in record["zones"]]

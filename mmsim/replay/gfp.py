@@ -22,8 +22,8 @@ def _zone_or_bad(gfp_mask: int) -> int:
 
 @replays("gfp/gfp*.json*")
 def gfp(path: Path) -> Iterator[Check]:
-    """The zone of all sixteen zone selectors (-1: a bug), and of every flag and composite: its value, zone, migratetype, slow-path
-    allocation flags; and that its printed names read back as the same value."""
+    """The zone of all sixteen zone selectors (-1: a bug), and of every flag and composite: its value, zone,
+    migratetype, slow-path allocation flags; and that its printed names read back as the same value."""
     record = read_json(path)
     for selector, zone in record["zone"].items():
         yield same(f"gfp_zone of selector {selector}", zone, _zone_or_bad(int(selector)))

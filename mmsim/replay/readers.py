@@ -20,7 +20,8 @@ __all__ = ["Record", "read_bytes", "read_text", "read_json", "read_jsonl", "read
 
 
 class Record(dict[str, Any]):
-    """One record of a file, with the line on which it stands. A field that is missing is an InputError that names both."""
+    """One record of a file, with the line on which it stands. A field that is missing is an InputError that names
+    both."""
 
     line: int = 0
 

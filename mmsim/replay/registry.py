@@ -1,7 +1,7 @@
 """Which replay knows which recording: handlers registered by folder and file name.
 
-A handler is a generator that reads one recorded file, runs the model on the same input and yields one :class:`Check` for
-each thing it compares::
+A handler is a generator that reads one recorded file, runs the model on the same input and yields one :class:`Check`
+for each thing it compares::
 
     @replays("fragindex/fragmentation*.jsonl*")
     def fragmentation(path: Path) -> Iterator[Check]:
@@ -9,9 +9,9 @@ each thing it compares::
         for record in read_jsonl(path):
             yield same(f"line {record.line}: index", record["index"], fragmentation_index(...))
 
-The pattern's parts are matched against the end of the file's absolute path, part by part, with shell wildcards. So a new
-recording in the same folder and format is recognised by its name alone. A file that several patterns match goes to the
-longest pattern.
+The pattern's parts are matched against the end of the file's absolute path, part by part, with shell wildcards. So a
+new recording in the same folder and format is recognised by its name alone. A file that several patterns match goes
+to the longest pattern.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = ["Check", "Handler", "Registration", "same", "replays", "handler_for",
 class Check:
     """One comparison: what the recording says (``expected``) against what the model does (``got``).
 
-    ``label`` says where in the recording and what; it may be a function, called only if the text is shown, and so may the two
-    values. ``known`` names a difference that is understood and documented: it is listed by that name and counted apart, but
-    does not fail the replay.
+    ``label`` says where in the recording and what; it may be a function, called only if the text is shown, and so may
+    the two values. ``known`` names a difference that is understood and documented: it is listed by that name and
+    counted apart, but does not fail the replay.
     """
 
     label: str | Callable[[], str]
@@ -82,7 +82,8 @@ _registrations: dict[str, Registration] = {}
 
 
 def replays(*patterns: str) -> Callable[[Handler], Handler]:
-    """Register the decorated function for files that match one of ``patterns`` (``folder/name`` with shell wildcards)."""
+    """Register the decorated function for files that match one of ``patterns`` (``folder/name`` with shell
+    wildcards)."""
     def register(handler: Handler) -> Handler:
         for pattern in patterns:
             known = _registrations.get(pattern)

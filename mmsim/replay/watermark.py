@@ -9,8 +9,16 @@ from typing import Any
 
 from mmsim.constants import WMARK_LOW
 from mmsim.physical.vmstat import calculate_normal_threshold, calculate_pressure_threshold
-from mmsim.physical.watermark import (Reserves, low_wmark_pages, si_mem_available, wmark_pages, zone_batchsize, zone_highsize,
-                                      zone_watermark_fast, zone_watermark_ok)
+from mmsim.physical.watermark import (
+    Reserves,
+    low_wmark_pages,
+    si_mem_available,
+    wmark_pages,
+    zone_batchsize,
+    zone_highsize,
+    zone_watermark_fast,
+    zone_watermark_ok,
+)
 from mmsim.replay.readers import read_csv, read_jsonl
 from mmsim.replay.registry import Check, replays, same
 
@@ -50,8 +58,9 @@ def _compare(label: str, recorded: Mapping[str, Any], got: Mapping[str, Any]) ->
 
 @replays("watermark/config*.jsonl*")
 def config(path: Path) -> Iterator[Check]:
-    """min_free_kbytes, watermarks, lowmem reserves, totalreserve and per-CPU batch and high of a machine given by its managed
-    pages: at boot, after a write to vm.min_free_kbytes, after khugepaged starts; then MemAvailable of four states."""
+    """min_free_kbytes, watermarks, lowmem reserves, totalreserve and per-CPU batch and high of a machine given by its
+    managed pages: at boot, after a write to vm.min_free_kbytes, after khugepaged starts; then MemAvailable of four
+    states."""
     for record in read_jsonl(path):
         managed, cpus, where = record["managed"], record["cpus"], f"line {record.line}: managed {record['managed']}"
         zones = [PlainZone(index, pages, [0] * len(managed)) for index, pages in enumerate(managed)]
@@ -93,7 +102,8 @@ class CheckedZone:
 
 @replays("watermark/watermark_ok*.jsonl*")
 def watermark_ok(path: Path) -> Iterator[Check]:
-    """zone_watermark_ok() and zone_watermark_fast() of a zone given by its marks, boost, reserves, free pages and non-empty lists."""
+    """zone_watermark_ok() and zone_watermark_fast() of a zone given by its marks, boost, reserves, free pages and
+    non-empty lists."""
     for record in read_jsonl(path):
         areas = [PlainFreeArea(mask.bit_count(), ["x" * (mask >> migratetype & 1) for migratetype in range(5)])
                  for mask in record["ne"]]

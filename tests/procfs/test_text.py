@@ -45,7 +45,8 @@ def recording(request: pytest.FixtureRequest) -> Recording:
 
 
 def memory_with_the_numbers_of(recording: Recording) -> PhysicalMemory:
-    """A memory whose zones have the recorded sizes, counters and number of free blocks (the blocks themselves are made up)."""
+    """A memory whose zones have the recorded sizes, counters and number of free blocks (the blocks themselves are
+    made up)."""
     zones = parse_zoneinfo(recording.section("/proc/zoneinfo"))
     types = parse_pagetypeinfo(recording.section("/proc/pagetypeinfo"))
     buddy = {(row.nid, row.zone): row.counts for row in parse_buddyinfo(recording.section("/proc/buddyinfo"))}
