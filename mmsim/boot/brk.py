@@ -1,7 +1,9 @@
-"""The kernel's own heap of the first instants: a fixed area behind its image, handed out from the bottom and never freed.
+"""The kernel's own heap of the first instants: a fixed area behind its image, handed out from the bottom and never
+freed.
 
-It is there before memblock may allocate: the first page tables of the direct map come from it. Code reserves its share at
-build time (RESERVE_BRK) and takes it at run time (extend_brk); what nobody took is not reserved and becomes free memory.
+It is there before memblock may allocate: the first page tables of the direct map come from it. Code reserves its share
+at build time (RESERVE_BRK) and takes it at run time (extend_brk); what nobody took is not reserved and becomes free
+memory.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class BrkArea:
         self.taken: list[tuple[int, int, str]] = []
 
     def extend(self, size: int, align: int, who: str = "") -> int:
-        """Take ``size`` bytes; return their physical address. BUG if the area is closed or has no room, or for a bad alignment.
+        """Take ``size`` bytes; return their physical address. BUG if the area is closed or has no room, or for a bad
+        alignment.
 
         5.17: arch/x86/kernel/setup.c, extend_brk().
         """

@@ -54,8 +54,8 @@ def parse_crashkernel(command_line: str, system_ram: int, suffix: str | None = N
                       rules: Rules | None = None) -> tuple[int, int]:
     """The size and base that the command line asks for; base 0 means anywhere, size 0 that no range fits.
 
-    ``suffix`` is None, ``",high"`` or ``",low"``. Raise Errno: ENOENT if there is no such option, EINVAL if it makes no sense; its
-    text is what the kernel logs. 5.17: kernel/crash_core.c, __parse_crashkernel().
+    ``suffix`` is None, ``",high"`` or ``",low"``. Raise Errno: ENOENT if there is no such option, EINVAL if it makes no
+    sense; its text is what the kernel logs. 5.17: kernel/crash_core.c, __parse_crashkernel().
 
     >>> parse_crashkernel("quiet crashkernel=512M-2G:64M,2G-:128M", 2047 << 20)[0] >> 20
     64
@@ -142,7 +142,8 @@ def _parse_logged(command_line: str, system_ram: int, suffix: str | None, memblo
 
 
 def reserve_crashkernel(memblock: Memblock, command_line: str) -> CrashKernel | None:
-    """Reserve what ``crashkernel=`` asks for, if it fits; return where, or None. The outcome is logged as the kernel does.
+    """Reserve what ``crashkernel=`` asks for, if it fits; return where, or None. The outcome is logged as the kernel
+    does.
 
     Top-down like any allocation, so usually just below the top of RAM under 4 GiB.
     5.17: arch/x86/kernel/setup.c, reserve_crashkernel().

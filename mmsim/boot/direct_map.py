@@ -1,8 +1,8 @@
 """Building the direct map: all of RAM at one virtual offset, with tables that must themselves lie in mapped memory.
 
-That is a puzzle, as nothing but the kernel image is mapped at first. It is solved from the top of memory down, in steps that grow:
-the first 2 MiB need three or four tables, which the brk area has; in those 2 MiB there is room for the tables of the next step,
-256 times as large, and so on.
+That is a puzzle, as nothing but the kernel image is mapped at first. It is solved from the top of memory down, in steps
+that grow: the first 2 MiB need three or four tables, which the brk area has; in those 2 MiB there is room for the
+tables of the next step, 256 times as large, and so on.
 
     step     2 MiB      512 MiB                   128 GiB
               |##|<-------########|<- - - - - - - - - - - -
@@ -66,8 +66,8 @@ class MapStep(NamedTuple):
 class PageTable:
     """One table of 512 entries, in a frame of its own at ``address``; ``base`` is the first address it maps.
 
-    ``level`` is that of its entries (4: PGD, 1: PTE). ``source`` says where its frame came from: ``brk`` or ``memblock``,
-    or ``image`` for the top table, which is part of the kernel.
+    ``level`` is that of its entries (4: PGD, 1: PTE). ``source`` says where its frame came from: ``brk`` or
+    ``memblock``, or ``image`` for the top table, which is part of the kernel.
     """
 
     __slots__ = ("level", "base", "address", "source", "entries")
@@ -92,8 +92,8 @@ class PageTable:
 def split_mem_range(start: int, end: int, memblock: Memblock | None = None, max_level: int = PG_LEVEL_1G) -> list[MapRange]:
     """Cut a range into pieces of one page size: 4k, 2M, 1G, 2M, 4k, as far as there are any.
 
-    With ``memblock`` a piece gets larger pages than it fills if the whole large page around it is RAM: the rest will be mapped
-    a moment later anyhow. 5.17: arch/x86/mm/init.c, split_mem_range().
+    With ``memblock`` a piece gets larger pages than it fills if the whole large page around it is RAM: the rest will be
+    mapped a moment later anyhow. 5.17: arch/x86/mm/init.c, split_mem_range().
 
     >>> for piece in split_mem_range(1 << 20, (5 << 30) + (3 << 20)):
     ...     print(piece)
@@ -166,11 +166,11 @@ def add_range_with_merge(ranges: list[tuple[int, int]], start: int, end: int) ->
 class DirectMap:
     """The direct map under construction, with real tables in frames from ``brk`` and ``memblock``.
 
-    ``gbpages`` says whether the CPU has 1 GiB pages, ``pse`` whether it has 2 MiB ones. ``pgt_buf_pages`` tables are taken from brk
-    beforehand: 6 (three for the first MiB, three for the first step), twice that with KASLR of memory.
+    ``gbpages`` says whether the CPU has 1 GiB pages, ``pse`` whether it has 2 MiB ones. ``pgt_buf_pages`` tables are
+    taken from brk beforehand: 6 (three for the first MiB, three for the first step), twice that with KASLR of memory.
 
-    5.17: arch/x86/mm/init.c and init_64.c. Left out: five-level tables, the entries of the kernel image's own mapping, and page
-    attributes other than those of PAGE_KERNEL.
+    5.17: arch/x86/mm/init.c and init_64.c. Left out: five-level tables, the entries of the kernel image's own mapping,
+    and page attributes other than those of PAGE_KERNEL.
     """
 
     def __init__(self, memblock: Memblock, brk: BrkArea, *, gbpages: bool = False, pse: bool = True,
@@ -216,7 +216,8 @@ class DirectMap:
         raise KernelPanic("alloc_low_pages: can not alloc memory")
 
     def _map(self, table: PageTable, start: int, end: int, level: int) -> int:
-        """Fill the entries of a table for a range with pages of ``level`` or, where one is there, use what is; return the end mapped.
+        """Fill the entries of a table for a range with pages of ``level`` or, where one is there, use what is; return
+        the end mapped.
 
         5.17: arch/x86/mm/init_64.c, phys_pte_init(), phys_pmd_init(), phys_pud_init(), kernel_physical_mapping_init().
         """
@@ -290,7 +291,8 @@ class DirectMap:
         return mapped
 
     def init_mem_mapping(self, max_pfn: int, kernel_end: int = 0) -> None:
-        """Build the whole map: the first MiB, then all RAM below ``max_pfn``, from the top down (or bottom up from ``kernel_end``).
+        """Build the whole map: the first MiB, then all RAM below ``max_pfn``, from the top down (or bottom up from
+        ``kernel_end``).
 
         5.17: arch/x86/mm/init.c, init_mem_mapping().
         """
@@ -361,8 +363,9 @@ class DirectMap:
     def split_large_page(self, addr: int, table_address: int, source: str) -> PageTable:
         """Replace the large page at ``addr`` by a table of 512 smaller ones, in the frame given.
 
-        That happens when part of it gets other attributes, as the kernel's text and read-only data do at the end of boot: it is
-        why DirectMap4k grows later. Raise InvariantError if no large page is there.
+        That happens when part of it gets other attributes, as the kernel's text and read-only data do at the end of
+        boot: it is why DirectMap4k grows later. Raise InvariantError if no large page is there.
+
         5.17: arch/x86/mm/pat/set_memory.c, __split_large_page(). Left out: the attributes themselves.
         """
         found = self.translate(addr)

@@ -1,8 +1,8 @@
 """The firmware's memory map: reading it, making it consistent, editing it, and telling memblock where RAM is.
 
 Firmware may list ranges in any order, and they may overlap. The kernel sorts that out with a sweep line: it walks the
-addresses at which any entry begins or ends, keeps the set of entries it is inside of, and lets the largest type number win,
-so that whatever anybody calls reserved is not used as RAM.
+addresses at which any entry begins or ends, keeps the set of entries it is inside of, and lets the largest type number
+win, so that whatever anybody calls reserved is not used as RAM.
 
     given      1111111111        usable
                   22222          reserved
@@ -165,9 +165,10 @@ class E820Table:
                       ext_mem_kib: int = 0) -> tuple[E820Table, str]:
         """Take over the firmware's map and sanitise it; return it with the name of its source.
 
-        A map of fewer than two entries, or with one that runs over 2^64, is thrown away whole: the kernel then makes up a
-        map from what older BIOS calls said (KiB above 1 MiB). Entries beyond the 128 of the boot protocol's page come by another way
-        (EFI setup data) and are taken as long as the table has room.
+        A map of fewer than two entries, or with one that runs over 2^64, is thrown away whole: the kernel then makes up
+        a map from what older BIOS calls said (KiB above 1 MiB). Entries beyond the 128 of the boot protocol's page come
+        by another way (EFI setup data) and are taken as long as the table has room.
+
         5.17: arch/x86/kernel/e820.c, e820__memory_setup_default().
         """
         table, who = cls(klog=klog), "BIOS-e820"
@@ -187,7 +188,8 @@ class E820Table:
 
     @classmethod
     def from_dmesg(cls, text: str, who: str = "BIOS-e820", klog: KernelLog | None = None) -> E820Table:
-        """The map of a kernel log: its ``BIOS-e820: [mem …] …`` lines (or those of another ``who``), as they stand there.
+        """The map of a kernel log: its ``BIOS-e820: [mem …] …`` lines (or those of another ``who``), as they stand
+        there.
 
         Raise InputError if there is none, or if one makes no sense.
         """
@@ -245,14 +247,18 @@ class E820Table:
     # -- editing -------------------------------------------------------------------------------------------
 
     def range_add(self, start: int, size: int, kind: int) -> None:
-        """Append an entry; if the table is full, say so and drop it. 5.17: arch/x86/kernel/e820.c, __e820__range_add()."""
+        """Append an entry; if the table is full, say so and drop it.
+
+        5.17: arch/x86/kernel/e820.c, __e820__range_add().
+        """
         if len(self.entries) >= self.max_entries:
             self._printk(f"too many entries; ignoring {format_mem_range(start, start + size, 8)}")
             return
         self.entries.append(E820Entry(start, size, kind))
 
     def range_update(self, start: int, size: int, old: int, new: int) -> int:
-        """Turn what is of type ``old`` in a range into ``new``; return the bytes turned. The table needs sanitising after that.
+        """Turn what is of type ``old`` in a range into ``new``; return the bytes turned. The table needs sanitising
+        after that.
 
         5.17: arch/x86/kernel/e820.c, __e820__range_update().
         """
@@ -320,10 +326,11 @@ class E820Table:
         return high - low
 
     def update_table(self) -> int:
-        """Sanitise: sort, resolve overlaps in favour of the larger type, merge neighbours of one type, drop empty entries.
+        """Sanitise: sort, resolve overlaps in favour of the larger type, merge neighbours of one type, drop empty
+        entries.
 
-        Return -1 and leave the table alone if it has fewer than two entries or one that runs over 2^64. What does not fit in
-        the table any more is lost. 5.17: arch/x86/kernel/e820.c, e820__update_table().
+        Return -1 and leave the table alone if it has fewer than two entries or one that runs over 2^64. What does not
+        fit in the table any more is lost. 5.17: arch/x86/kernel/e820.c, e820__update_table().
         """
         if len(self.entries) < 2 or any(u64(entry.end) < entry.addr for entry in self.entries):
             return -1
@@ -341,7 +348,10 @@ class E820Table:
         self.update_table()
 
     def add_kernel_range(self, start: int, size: int) -> None:
-        """Force the kernel image to be RAM, with a warning, if the map does not say so. 5.17: arch/x86/kernel/setup.c, e820_add_kernel_range()."""
+        """Force the kernel image to be RAM, with a warning, if the map does not say so.
+
+        5.17: arch/x86/kernel/setup.c, e820_add_kernel_range().
+        """
         if self.mapped_all(start, start + size, E820_TYPE_RAM):
             return
         self._printk(".text .data .bss are not marked as E820_TYPE_RAM!")
@@ -414,7 +424,9 @@ class E820Table:
     def ram_buffers(self) -> list[tuple[int, int]]:
         """What is kept from devices behind each end of RAM, in case the firmware uses it silently: (start, end).
 
-        Up to 64 KiB in the first MiB, 1 MiB below 16 MiB, 64 MiB above. 5.17: arch/x86/kernel/e820.c, e820__reserve_resources_late().
+        Up to 64 KiB in the first MiB, 1 MiB below 16 MiB, 64 MiB above.
+
+        5.17: arch/x86/kernel/e820.c, e820__reserve_resources_late().
         """
         buffers = []
         for entry in self.entries:
@@ -492,7 +504,9 @@ class E820Table:
             self.klog.printk(text.rstrip())
 
     def check(self) -> None:
-        """Raise InvariantError unless the table is as :meth:`update_table` leaves it: sorted, disjoint, not empty, merged."""
+        """Raise InvariantError unless the table is as :meth:`update_table` leaves it: sorted, disjoint, not empty,
+        merged.
+        """
         if len(self.entries) > self.max_entries:
             raise InvariantError(f"e820: {len(self.entries)} entries in a table of {self.max_entries}")
         for index, entry in enumerate(self.entries):

@@ -85,7 +85,8 @@ def _number(text: str) -> tuple[int, str]:
 
 
 def parse_memmap_opt(table: E820Table, value: str) -> int:
-    """``memmap=value``: items separated by commas, each taken as far as it makes sense; a wrong one is passed over silently.
+    """``memmap=value``: items separated by commas, each taken as far as it makes sense; a wrong one is passed over
+    silently.
 
     5.17: arch/x86/kernel/e820.c, parse_memmap_opt().
     """

@@ -93,7 +93,10 @@ class EarlyIoremap:
         return None
 
     def check_leak(self) -> int:
-        """At the end of boot: WARN if windows are still in use, return how many. 5.17: mm/early_ioremap.c, check_early_ioremap_leak()."""
+        """At the end of boot: WARN if windows are still in use, return how many.
+
+        5.17: mm/early_ioremap.c, check_early_ioremap_leak().
+        """
         count = sum(mapping is not None for mapping in self.slots)
         if count:
             self._warn(f"Debug warning: early ioremap leak of {count} areas detected.\n"

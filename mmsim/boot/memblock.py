@@ -1,8 +1,8 @@
 """memblock, the allocator of early boot: it takes the highest free range that fits, and remembers it as reserved.
 
 An allocation walks the gaps between reserved regions from the top of memory down and takes the first that is large
-enough, at its upper end; what it takes becomes a reserved region. Nothing says afterwards who has it: to free is to name
-the range again.
+enough, at its upper end; what it takes becomes a reserved region. Nothing says afterwards who has it: to free is to
+name the range again.
 
     before   ----####----------##----     reserve 5 cells, aligned to 4
     after    ----####---#####--##----
@@ -37,9 +37,9 @@ __all__ = ["Memblock", "Owners"]
 class Memblock(MemblockMap):
     """The boot memory allocator.
 
-    Addresses and sizes are in bytes and physical; where the kernel's ``memblock_alloc*()`` return a pointer into the direct map,
-    the physical address behind it is returned. A failed allocation gives 0. Changes return 0 or ``-ENOMEM``.
-    ``caller`` names the caller in the log (``memblock=debug``) and in the provenance map.
+    Addresses and sizes are in bytes and physical; where the kernel's ``memblock_alloc*()`` return a pointer into the
+    direct map, the physical address behind it is returned. A failed allocation gives 0. Changes return 0 or
+    ``-ENOMEM``. ``caller`` names the caller in the log (``memblock=debug``) and in the provenance map.
 
     >>> memblock = Memblock()
     >>> memblock.add(0, 0x10000), memblock.reserve(0xc000, 0x4000)
@@ -71,7 +71,10 @@ class Memblock(MemblockMap):
         self.array_at: dict[str, int | None] = {"memory": None, "reserved": None}
 
     def set_current_limit(self, limit: int) -> None:
-        """Allocate below ``limit`` from now on: above it nothing is mapped. 5.17: mm/memblock.c, memblock_set_current_limit()."""
+        """Allocate below ``limit`` from now on: above it nothing is mapped.
+
+        5.17: mm/memblock.c, memblock_set_current_limit().
+        """
         self.current_limit = check_address(limit, "limit")
 
     # -- finding and allocating ----------------------------------------------------------------------------
@@ -117,7 +120,8 @@ class Memblock(MemblockMap):
 
     def alloc_range_nid(self, size: int, align: int, start: int = 0, end: int = MEMBLOCK_ALLOC_ACCESSIBLE,
                         nid: int = NUMA_NO_NODE, exact_nid: bool = False, caller: str = "") -> int:
-        """Find and reserve. Fall back to any node unless ``exact_nid``, then to unmirrored memory. Return the address, or 0.
+        """Find and reserve. Fall back to any node unless ``exact_nid``, then to unmirrored memory. Return the address,
+        or 0.
 
         5.17: mm/memblock.c, memblock_alloc_range_nid().
         """
@@ -147,12 +151,18 @@ class Memblock(MemblockMap):
         return self.phys_alloc_range(size, align, caller=caller)
 
     def phys_alloc_try_nid(self, size: int, align: int, nid: int, caller: str = "") -> int:
-        """Allocate on a node, or else anywhere; silent in the debug log. 5.17: mm/memblock.c, memblock_phys_alloc_try_nid()."""
+        """Allocate on a node, or else anywhere; silent in the debug log.
+
+        5.17: mm/memblock.c, memblock_phys_alloc_try_nid().
+        """
         return self.alloc_range_nid(size, align, nid=nid, caller=caller)
 
     def _alloc_internal(self, name: str, size: int, align: int, min_addr: int, max_addr: int, nid: int,
                         exact_nid: bool, caller: str) -> int:
-        """Allocate within the current limit; drop ``min_addr`` if there is no other way. 5.17: mm/memblock.c, memblock_alloc_internal()."""
+        """Allocate within the current limit; drop ``min_addr`` if there is no other way.
+
+        5.17: mm/memblock.c, memblock_alloc_internal().
+        """
         self._log(f"{name}: {size} bytes align={align:#x} nid={nid} from=0x{min_addr:016x} max_addr=0x{max_addr:016x} {caller}")
         if self.kmalloc is not None:
             self._warn(f"WARNING: memblock_alloc_internal: slab_is_available(), called by {caller or 'unknown'}")
@@ -201,7 +211,10 @@ class Memblock(MemblockMap):
     # -- growing the arrays --------------------------------------------------------------------------------
 
     def allow_resize(self) -> None:
-        """The arrays may grow from now on: all that must not be overwritten is reserved. 5.17: mm/memblock.c, memblock_allow_resize()."""
+        """The arrays may grow from now on: all that must not be overwritten is reserved.
+
+        5.17: mm/memblock.c, memblock_allow_resize().
+        """
         self.can_resize = True
 
     def _grower(self, regions: RegionList) -> Callable[[int, int], bool]:
@@ -210,9 +223,9 @@ class Memblock(MemblockMap):
     def _double_array(self, regions: RegionList, new_area_start: int, new_area_size: int) -> bool:
         """Move a full region array to one of twice the size, which memblock itself has to find and reserve.
 
-        If it is ``reserved`` that is full, the new array must not lie in the range that is just being reserved: look above it
-        first, then below. Return False if growing is not allowed yet or no space is free.
-        5.17: mm/memblock.c, memblock_double_array().
+        If it is ``reserved`` that is full, the new array must not lie in the range that is just being reserved: look
+        above it first, then below. Return False if growing is not allowed yet or no space is free. 5.17: mm/memblock.c,
+        memblock_double_array().
         """
         if not self.can_resize:
             if self.rules.memblock_full_array_panics:

@@ -1,7 +1,8 @@
 """memblock's map: where RAM is, and what of the address space is taken.
 
-Two lists of ranges, and nothing else: free is what is in the first but not in the second, found out anew by whoever asks. There is
-no list of free ranges, no header, no bookkeeping in the memory itself, so the map works before a single page is mapped.
+Two lists of ranges, and nothing else: free is what is in the first but not in the second, found out anew by whoever
+asks. There is no list of free ranges, no header, no bookkeeping in the memory itself, so the map works before a single
+page is mapped.
 
     memory      ----  --------------------   two regions
     reserved      ##      ####    ##         may lie outside memory, too
@@ -52,10 +53,11 @@ def check_address(value: int, what: str) -> int:
 
 
 class MemblockMap:
-    """The two region lists with all that only reads or edits them; :class:`mmsim.boot.memblock.Memblock` allocates from them.
+    """The two region lists with all that only reads or edits them; :class:`mmsim.boot.memblock.Memblock` allocates from
+    them.
 
-    Changes return 0, or ``-ENOMEM`` if an array is full and may not grow. ``caller`` names the caller in the log and, for a
-    reservation, in the provenance map.
+    Changes return 0, or ``-ENOMEM`` if an array is full and may not grow. ``caller`` names the caller in the log and,
+    for a reservation, in the provenance map.
 
     >>> ram = MemblockMap()
     >>> ram.add(0, 0x10000), ram.reserve(0xc000, 0x4000), ram.phys_free(0xe000, 0x1000)
@@ -152,24 +154,36 @@ class MemblockMap:
         return self.memory.set_flags(check_address(base, "base"), check_address(size, "size"), flag, on)
 
     def set_node(self, base: int, size: int, nid: int, regions: RegionList | None = None) -> int:
-        """Put the memory regions (or those of another list) of a range on a node. 5.17: mm/memblock.c, memblock_set_node()."""
+        """Put the memory regions (or those of another list) of a range on a node.
+
+        5.17: mm/memblock.c, memblock_set_node().
+        """
         return (regions or self.memory).set_node(check_address(base, "base"), check_address(size, "size"), nid)
 
     def trim_memory(self, align: int) -> None:
-        """Drop the RAM at both ends of each region that fills no whole ``align``. 5.17: mm/memblock.c, memblock_trim_memory()."""
+        """Drop the RAM at both ends of each region that fills no whole ``align``.
+
+        5.17: mm/memblock.c, memblock_trim_memory().
+        """
         self.memory.trim(align)
 
     # -- limits --------------------------------------------------------------------------------------------
 
     def enforce_memory_limit(self, limit: int) -> None:
-        """Keep the first ``limit`` bytes of RAM; forget all RAM and reservations behind. 5.17: mm/memblock.c, memblock_enforce_memory_limit()."""
+        """Keep the first ``limit`` bytes of RAM; forget all RAM and reservations behind.
+
+        5.17: mm/memblock.c, memblock_enforce_memory_limit().
+        """
         max_addr = self._find_max_addr(limit)
         if limit and max_addr != PHYS_ADDR_MAX:
             self.memory.remove_range(max_addr, PHYS_ADDR_MAX)
             self.reserved.remove_range(max_addr, PHYS_ADDR_MAX)
 
     def cap_memory_range(self, base: int, size: int) -> None:
-        """Keep RAM within a range only, and NOMAP regions wherever they are. 5.17: mm/memblock.c, memblock_cap_memory_range()."""
+        """Keep RAM within a range only, and NOMAP regions wherever they are.
+
+        5.17: mm/memblock.c, memblock_cap_memory_range().
+        """
         if not size:
             return
         if not self.memory.total_size:
@@ -187,7 +201,10 @@ class MemblockMap:
         self.reserved.remove_range(u64(base + size), PHYS_ADDR_MAX)
 
     def mem_limit_remove_map(self, limit: int) -> None:
-        """Like :meth:`enforce_memory_limit`, but NOMAP regions stay. 5.17: mm/memblock.c, memblock_mem_limit_remove_map()."""
+        """Like :meth:`enforce_memory_limit`, but NOMAP regions stay.
+
+        5.17: mm/memblock.c, memblock_mem_limit_remove_map().
+        """
         max_addr = self._find_max_addr(limit)
         if limit and max_addr != PHYS_ADDR_MAX:
             self.cap_memory_range(0, max_addr)
@@ -203,7 +220,10 @@ class MemblockMap:
     # -- walking -------------------------------------------------------------------------------------------
 
     def _skips(self, index: int, nid: int, flags: int) -> bool:
-        """Whether a walk for ``nid`` and ``flags`` passes over a memory region (5.17: mm/memblock.c, should_skip_region())."""
+        """Whether a walk for ``nid`` and ``flags`` passes over a memory region.
+
+        5.17: mm/memblock.c, should_skip_region().
+        """
         has = self.memory.flags[index]
         return (
             (nid != NUMA_NO_NODE and nid != self.memory.nids[index])
@@ -218,8 +238,8 @@ class MemblockMap:
         """Memory minus reserved, upwards: (start, end, nid). O(memory + reserved).
 
         Two indices run in lockstep: one over memory regions, one over the gaps before each reserved region. Ranges that
-        end at or below ``above`` are left out, and so are gaps of fewer than ``at_least`` bytes. The lists may change under the walk; it goes on with its indices as the kernel's does.
-        5.17: mm/memblock.c, __next_mem_range().
+        end at or below ``above`` are left out, and so are gaps of fewer than ``at_least`` bytes. The lists may change
+        under the walk; it goes on with its indices as the kernel's does. 5.17: mm/memblock.c, __next_mem_range().
         """
         memory, reserved = self.memory, self.reserved
         index, gap = memory.first_ending_above(above), bisect_right(reserved.bases, above)
@@ -248,7 +268,10 @@ class MemblockMap:
 
     def for_each_free_mem_range_reverse(self, nid: int = NUMA_NO_NODE, flags: int = MEMBLOCK_NONE,
                                         below: int | None = None, at_least: int = 0) -> Iterator[tuple[int, int, int]]:
-        """The same downwards; ranges that start at or above ``below`` are left out. 5.17: mm/memblock.c, __next_mem_range_rev()."""
+        """The same downwards; ranges that start at or above ``below`` are left out.
+
+        5.17: mm/memblock.c, __next_mem_range_rev().
+        """
         memory, reserved = self.memory, self.reserved
         index, gap = len(memory) - 1, len(reserved)
         if below is not None:
@@ -325,7 +348,10 @@ class MemblockMap:
         return self.memory.search(addr) != -1
 
     def is_map_memory(self, addr: int) -> bool:
-        """Whether there is RAM at ``addr`` that may be mapped. O(log n). 5.17: mm/memblock.c, memblock_is_map_memory()."""
+        """Whether there is RAM at ``addr`` that may be mapped.
+
+        O(log n). 5.17: mm/memblock.c, memblock_is_map_memory().
+        """
         index = self.memory.search(addr)
         return index != -1 and not self.memory.flags[index] & MEMBLOCK_NOMAP
 
@@ -334,7 +360,10 @@ class MemblockMap:
         return self.reserved.search(addr) != -1
 
     def is_region_memory(self, base: int, size: int) -> bool:
-        """Whether one memory region holds the whole range. O(log n). 5.17: mm/memblock.c, memblock_is_region_memory()."""
+        """Whether one memory region holds the whole range.
+
+        O(log n). 5.17: mm/memblock.c, memblock_is_region_memory().
+        """
         index = self.memory.search(base)
         return index != -1 and self.memory.ends[index] >= base + cap_size(base, size)
 
@@ -382,7 +411,8 @@ class MemblockMap:
             self._printk(self.dump_text())
 
     def picture(self, start: int = 0, end: int | None = None, cells: int = 64) -> str:
-        """The address range in ``cells`` characters: ``-`` free RAM, ``#`` reserved, a space for neither, ``+`` for a mixture.
+        """The address range in ``cells`` characters: ``-`` free RAM, ``#`` reserved, a space for neither, ``+`` for a
+        mixture.
 
         ``end`` defaults to the end of RAM. Cost: O(memory + reserved).
         """

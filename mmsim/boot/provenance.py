@@ -1,8 +1,8 @@
 """Who took which memory, and in which phase of the boot: the model's own record, which no kernel keeps.
 
 A list of ranges, not of frames, so that a machine of 64 GiB costs no more than one of 16 MiB. memblock reports each
-reservation here; the boot sequence names the phases, and overwrites what changes hands later (a range freed to the buddy allocator,
-the kernel's init memory).
+reservation here; the boot sequence names the phases, and overwrites what changes hands later (a range freed to the
+buddy allocator, the kernel's init memory).
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Provenance:
     0x0-0x1000 page 0 (sparse_init)
     0x1000-0x4000 kernel image (setup_arch)
 
-    Taking is O(log n) and a memory move, n the number of runs. Two runs next to each other with one owner and phase are one.
+    Taking is O(log n) and a memory move, n the number of runs. Two runs next to each other with one owner and phase are
+    one.
     """
 
     def __init__(self, phase: str = "boot"):
@@ -54,7 +55,9 @@ class Provenance:
         self._owners: list[tuple[str, str]] = []
 
     def take(self, base: int, size: int, who: str) -> None:
-        """``who`` took a range. What somebody has already stays his: a second reservation of the same memory changes nothing."""
+        """``who`` took a range. What somebody has already stays his: a second reservation of the same memory changes
+        nothing.
+        """
         end, owner = base + size, (who, self.phase)
         index = bisect_right(self._ends, base)
         while base < end:

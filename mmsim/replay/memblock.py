@@ -134,7 +134,9 @@ def _first_difference(record: Record, release: str) -> int | None:
 
 @replays("memblock/random*.jsonl*")
 def random_calls(path: Path) -> Iterator[Check]:
-    """After each random call: its result and both region lists; and the first call at which 6.1 and 6.12 answer differently."""
+    """After each random call: its result and both region lists; and the first call at which 6.1 and 6.12 answer
+    differently.
+    """
     for record in read_jsonl(path):
         where = f"line {record.line} (seed {record['seed']}, {record['kind']})"
         kernel = record.get("kernel", "5.17")
@@ -147,7 +149,9 @@ def random_calls(path: Path) -> Iterator[Check]:
 
 @replays("memblock/unit-*.jsonl*")
 def unit_tests(path: Path) -> Iterator[Check]:
-    """After each call of the kernel's memblock unit tests: its result and both region lists, under the release in the file's name."""
+    """After each call of the kernel's memblock unit tests: its result and both region lists, under the release in the
+    file's name.
+    """
     named = re.match(r"unit-(\d+\.\d+)", path.name)
     if not named or named[1] not in RELEASES:
         raise InputError(f"the name does not say a known release (unit-5.17, unit-6.12): {path.name}")

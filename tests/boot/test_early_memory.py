@@ -248,4 +248,5 @@ def test_provenance_equals_one_owner_a_byte(calls: list[tuple[str, int, int, str
     for run in provenance.runs():
         got[run.base:run.end] = [run.who] * run.size
     assert got == flat
-    assert [(run.who if (run := provenance.at(byte)) else "") for byte in range(60)] == flat
+    owners = [provenance.at(byte) for byte in range(60)]
+    assert [run.who if run else "" for run in owners] == flat

@@ -241,6 +241,20 @@ def test_an_array_that_finds_no_room_is_reported() -> None:
     assert "memblock: Failed to double reserved array from 128 to 256 entries !" in log.lines()
 
 
+def test_5_17_walks_the_list_twice_for_each_range_and_6_1_once_while_there_is_room() -> None:
+    for release, walks in (("5.17", 2), ("6.1", 1)):
+        memblock = Memblock(rules_for(release))
+        memblock.reserve(0, 0x1000)
+        before = memblock.reserved.walks
+        memblock.reserve(0x2000, 0x1000)
+        assert memblock.reserved.walks - before == walks
+    for index in range(70):
+        memblock.reserve(0x10000 + index * 0x2000, 0x1000)
+    before = memblock.reserved.walks
+    memblock.reserve(0x4000, 0x1000)
+    assert memblock.reserved.walks - before == 2, "more than half full: 6.1 counts first, too"
+
+
 # -- asking and walking ------------------------------------------------------------------------------------
 
 def test_free_memory_is_memory_minus_reserved_in_both_directions() -> None:
