@@ -25,7 +25,8 @@ from mmsim.physical.freelist import (
     prepare_alloc_pages,
 )
 from mmsim.physical.gfp import alloc_flag_names, gfp_names
-from mmsim.physical.memory import PhysicalMemory
+from mmsim.physical.kswapd import wakeup_kswapd
+from mmsim.physical.memory import PhysicalMemory, _no_kswapd
 from mmsim.physical.page import prep_new_page
 from mmsim.physical.pcp import rmqueue_pcplist
 from mmsim.physical.rmqueue import zone_statistics
@@ -38,6 +39,8 @@ __all__ = ["PageAllocator"]
 
 class PageAllocator:
     """alloc_pages() and free_pages() on one machine's memory; ``hooks`` are what the slow path asks of the parts above.
+
+    A memory whose hook ``wakeup_kswapd`` is still unset gets the one that only notes who is to be woken.
 
     >>> from mmsim.physical.memory import PhysicalMemory
     >>> from mmsim.physical.zone import Zone
@@ -55,6 +58,8 @@ class PageAllocator:
     def __init__(self, memory: PhysicalMemory, hooks: SlowPathHooks | None = None):
         self.memory = memory
         self.hooks = hooks or SlowPathHooks()
+        if memory.wakeup_kswapd is _no_kswapd:
+            memory.wakeup_kswapd = wakeup_kswapd
         self._warned_order = False
 
     def alloc_pages(self, gfp_mask: int, order: int = 0, nid: int | None = None,

@@ -128,7 +128,8 @@ def build_all_zonelists(memory: PhysicalMemory, distance: Sequence[Sequence[int]
         distance = [[LOCAL_DISTANCE if i == j else REMOTE_DISTANCE for j in ids] for i in ids]
     zones = [memory.nodes[nid].zones if nid in memory.nodes else [] for nid in ids]
     has_memory = [int(any(zone.present_pages for zone in zones[nid])) for nid in ids]
-    has_cpu = [int(nid in memory.cpu_to_node) for nid in ids]
+    # With emulated nodes a CPU belongs to several (``Node.cpus``), of which cpu_to_node can only name one.
+    has_cpu = [int(nid in memory.nodes and bool(memory.nodes[nid].cpus) or nid in memory.cpu_to_node) for nid in ids]
     orders = build_node_orders(has_memory, has_cpu, distance)
     for nid, node in memory.nodes.items():
         node.zonelist, node.zonelist_thisnode = build_zonelists(zones, orders[nid])
