@@ -9,11 +9,12 @@ from mmsim.boot.handover import DeferredInit, free_reserved_area, memblock_free_
 from mmsim.boot.hash import EARLY_HASHES, LargeHash, hash_line, large_system_hash
 from mmsim.boot.percpu import PerCpuLayout, build_alloc_info, embed_first_chunk
 from mmsim.boot.setup import Boot
-from mmsim.constants import (MAX_DMA32_PFN, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, WMARK_LOW, ZONE_MOVABLE, ZONE_NAMES)
+from mmsim.constants import (GFP_KERNEL, MAX_DMA32_PFN, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, WMARK_LOW, ZONE_MOVABLE, ZONE_NAMES,
+                             _GFP_ZERO)
 from mmsim.errors import KernelPanic
 from mmsim.physical.free import init_cma_reserved_pageblock
 from mmsim.physical.memory import PhysicalMemory
-from mmsim.physical.rmqueue import rmqueue
+from mmsim.physical.page_alloc import PageAllocator
 from mmsim.physical.vmstat import calculate_normal_threshold, percpu_drift_mark
 from mmsim.physical.watermark import Reserves, calculate_totalreserve_pages, zone_batchsize, zone_highsize
 from mmsim.physical.zonelist import build_node_orders, build_zonelists, fallback_order_line
@@ -36,6 +37,7 @@ class StartKernel:
         self.memory: PhysicalMemory = boot.memory
         self.memblock = boot.memblock
         self.image = boot.image
+        self.allocator = PageAllocator(self.memory)
         self.percpu: PerCpuLayout | None = None
         self.hashes: list[LargeHash] = []
         #: Nodes whose struct pages are finished later, by a thread each.
@@ -178,22 +180,9 @@ class StartKernel:
 
     def _kmalloc(self, size: int, nid: int) -> int:
         """What a memblock allocation gets after hand-over: whole pages (the model's kernel has no slab yet)."""
-        home = nid if nid in self.memory.nodes else self.memory.cpu_to_node[0]
         order = max(align_up(size, PAGE_SIZE) // PAGE_SIZE - 1, 0).bit_length()
-        pfn = self._take_block(home, order)
+        pfn = self.allocator.alloc_pages(GFP_KERNEL, order, nid if nid in self.memory.nodes else None)
         return 0 if pfn is None else pfn * PAGE_SIZE
-
-    def _take_block(self, nid: int, order: int) -> int | None:
-        """A block for the kernel, before watermarks are set up; its frames belong to the caller."""
-        zonelist = self.memory.nodes[nid].zonelist
-        for zone in zonelist:
-            if zone.index == ZONE_MOVABLE:
-                continue
-            pfn = rmqueue(zonelist[0], zone, order, 0, 0, 0)
-            if pfn is not None:
-                self.memory.frames.refcount[pfn] = 1
-                return pfn
-        return None
 
     def preallocate_vmalloc_pages(self) -> None:
         """One page table for each top-level entry of the vmalloc area, so that all processes share them from the start.
@@ -201,7 +190,7 @@ class StartKernel:
         5.17: arch/x86/mm/init_64.c, preallocate_vmalloc_pages(). They are why "available" is less than what was handed over.
         """
         for _ in range(self.image.vmalloc_tables):
-            pfn = self._take_block(self.memory.cpu_to_node[0], 0)
+            pfn = self.allocator.alloc_pages(GFP_KERNEL | _GFP_ZERO)
             if pfn is None:
                 raise KernelPanic("Failed to pre-allocate pages for vmalloc area")
             self.vmalloc_tables.append(pfn)

@@ -1,0 +1,214 @@
+"""The whole machine: boot it, allocate from it, read its /proc.
+
+    >>> from mmsim.reference import ref256
+    >>> machine = ref256()
+    >>> print(machine.proc("buddyinfo").splitlines()[0].rstrip())
+    Node 0, zone      DMA      0      0      0      0      0      0      0      0      1      1      3
+    >>> [line for line in machine.dmesg_lines() if line.startswith("Memory:")][0][:46]
+    'Memory: 234932K/261588K available (8197K kerne'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mmsim.boot.crashkernel import CrashKernel
+from mmsim.boot.e820 import E820Entry, E820Table, type_string
+from mmsim.boot.image import KernelImage, Platform
+from mmsim.boot.memblock import Memblock
+from mmsim.boot.provenance import Provenance
+from mmsim.boot.setup import Boot, Phase
+from mmsim.boot.start import StartKernel
+from mmsim.clock import Clock
+from mmsim.config import Config
+from mmsim.constants import GFP_KERNEL
+from mmsim.counters import Counters
+from mmsim.errors import InputError, InvariantError
+from mmsim.klog import KernelLog
+from mmsim.physical.buddy import check_zone
+from mmsim.physical.frames import PG, Frames
+from mmsim.physical.memory import PhysicalMemory
+from mmsim.physical.node import Node
+from mmsim.physical.page_alloc import PageAllocator
+from mmsim.physical.watermark import Reserves
+from mmsim.physical.zone import Zone
+from mmsim.procfs.buddyinfo import buddyinfo, extfrag_index, pagetypeinfo, unusable_index
+from mmsim.procfs.meminfo import format_meminfo, format_vmstat, meminfo_values, vmstat_values
+from mmsim.procfs.zoneinfo import zoneinfo
+from mmsim.rules import Rules
+from mmsim.trace import Trace
+
+__all__ = ["Machine", "FrameCensus"]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameCensus:
+    """Where the present frames of a zone are; the parts add up to ``present``."""
+
+    present: int
+    free: int
+    per_cpu: int
+    allocated: int
+    reserved: int
+
+
+class Machine:
+    """A booted machine. Make one with :meth:`boot`, or take a reference machine from :mod:`mmsim.reference`.
+
+    ``e820``, ``memblock``, ``provenance`` and ``phases`` tell how it came up; ``memory`` (nodes, zones, frames) is what it has
+    now. Simulated time is ``clock``, events are ``trace``, counts ``counters``, the kernel's messages ``klog``.
+    """
+
+    def __init__(self, boot: Boot, start: StartKernel):
+        self.rules: Rules = boot.rules
+        self.config: Config = boot.config
+        self.clock: Clock = boot.clock
+        self.trace: Trace = boot.trace
+        self.klog: KernelLog = boot.klog
+        self.counters: Counters = boot.counters
+        self.image: KernelImage = boot.image
+        self.platform: Platform = boot.platform
+        self.command_line = boot.command_line
+        self.e820: E820Table = boot.e820
+        self.memblock: Memblock = boot.memblock
+        self.provenance: Provenance = boot.provenance
+        self.phases: list[Phase] = boot.phases
+        self.memory: PhysicalMemory = start.memory
+        self.frames: Frames = start.memory.frames
+        self.allocator: PageAllocator = start.allocator
+        self.reserves: Reserves = start.reserves
+        self.crashkernel: CrashKernel | None = boot.crashkernel
+        #: The two halves of the boot, with all that they decided.
+        self.setup, self.start = boot, start
+        self._proc: dict[str, Callable[[], str]] = {
+            "buddyinfo": lambda: buddyinfo(self.memory), "pagetypeinfo": lambda: pagetypeinfo(self.memory),
+            "zoneinfo": lambda: zoneinfo(self.memory), "meminfo": self._meminfo, "vmstat": lambda: format_vmstat(
+                vmstat_values(self.memory)), "iomem": self._iomem, "cmdline": lambda: self.command_line + "\n",
+            "extfrag_index": lambda: extfrag_index(self.memory), "unusable_index": lambda: unusable_index(self.memory),
+        }
+
+    @classmethod
+    def boot(cls, firmware_map: Iterable[E820Entry] | E820Table | str, command_line: str = "", *,
+             image: KernelImage | None = None, platform: Platform | None = None, rules: Rules | None = None,
+             config: Config | None = None, trace: Trace | None = None, klog: KernelLog | None = None,
+             deferred: bool = False) -> "Machine":
+        """Boot from a firmware map down to a buddy allocator that serves.
+
+        ``firmware_map`` is a table, its entries, or the text of a kernel log with BIOS-e820 lines. ``deferred`` finishes
+        struct pages late, node by node, as CONFIG_DEFERRED_STRUCT_PAGE_INIT does. Raise InputError for a map that makes no
+        sense, KernelPanic (with the kernel's text) for a machine on which a kernel could not boot.
+        Cost: a few milliseconds and 15 bytes a frame.
+        """
+        if isinstance(firmware_map, str):
+            firmware_map = E820Table.from_dmesg(firmware_map)
+        clock = klog.clock if klog is not None else trace.clock if trace is not None else Clock()
+        boot = Boot(firmware_map, command_line, image=image, platform=platform, rules=rules, config=config, clock=clock,
+                    klog=klog or KernelLog(clock), trace=trace or Trace(clock), deferred=deferred)
+        boot.setup_arch()
+        start = StartKernel(boot)
+        start.run()
+        return cls(boot, start)
+
+    # -- memory --------------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> dict[int, Node]:
+        """The nodes by id."""
+        return self.memory.nodes
+
+    @property
+    def zones(self) -> list[Zone]:
+        """The populated zones, node by node, lowest first."""
+        return list(self.memory.zones())
+
+    def zone(self, name: str, nid: int = 0) -> Zone:
+        """A populated zone by name. Raise InputError if the node has none of that name."""
+        for zone in self.memory.zones():
+            if zone.nid == nid and zone.name == name:
+                return zone
+        raise InputError(f"node {nid} has no zone {name}; there are {', '.join(f'{z.nid}/{z.name}' for z in self.zones)}")
+
+    def alloc_pages(self, gfp_mask: int = GFP_KERNEL, order: int = 0, nid: int | None = None) -> int | None:
+        """Allocate a block of 2^order frames; return its first PFN, or None (5.17: mm/page_alloc.c, alloc_pages())."""
+        return self.allocator.alloc_pages(gfp_mask, order, nid)
+
+    def free_pages(self, pfn: int, order: int = 0) -> None:
+        """Give a block back (5.17: mm/page_alloc.c, __free_pages())."""
+        self.allocator.free_pages(pfn, order)
+
+    def alloc_pages_bulk(self, gfp_mask: int, nr_pages: int, nid: int | None = None) -> list[int]:
+        """Allocate single frames in one go; return the PFNs that came (5.17: mm/page_alloc.c, alloc_pages_bulk_list())."""
+        return self.allocator.alloc_pages_bulk(gfp_mask, nr_pages, nid)
+
+    # -- text ----------------------------------------------------------------------------------------------
+
+    def proc(self, name: str) -> str:
+        """The text of a file of /proc (``buddyinfo``, ``zoneinfo``…) as the kernel writes it. Raise InputError for an unknown one."""
+        if name not in self._proc:
+            raise InputError(f"no file {name}; there are {', '.join(sorted(self._proc))}")
+        return self._proc[name]()
+
+    def dmesg(self) -> str:
+        """The kernel log, with times. The model's time stands still within a step of the boot."""
+        return self.klog.text()
+
+    def dmesg_lines(self) -> list[str]:
+        """The messages without their times."""
+        return self.klog.lines()
+
+    def _meminfo(self) -> str:
+        values = meminfo_values(self.memory)
+        if self.setup.direct_map is not None:
+            for line in self.setup.direct_map.meminfo():
+                name, _, value = line.partition(":")
+                values[name] = int(value.split()[0])
+        return format_meminfo(values)
+
+    def _iomem(self) -> str:
+        """/proc/iomem as far as the boot decides it: firmware ranges, the kernel's sections, the crash kernel.
+
+        5.17: arch/x86/kernel/e820.c, e820__reserve_resources(). Devices are left out.
+        """
+        inner = [(self.image.text, "Kernel code"), (self.image.rodata, "Kernel rodata"), (self.image.data, "Kernel data"),
+                 (self.image.bss, "Kernel bss")]
+        if self.crashkernel:
+            inner.append(((self.crashkernel.base, self.crashkernel.base + self.crashkernel.size), "Crash kernel"))
+            if self.crashkernel.low_size:
+                inner.append(((self.crashkernel.low_base, self.crashkernel.low_base + self.crashkernel.low_size), "Crash kernel"))
+        lines = []
+        for entry in self.e820:
+            lines.append(f"{entry.addr:08x}-{entry.end - 1:08x} : {type_string(entry.type)}\n")
+            lines += [f"  {start:08x}-{end - 1:08x} : {name}\n" for (start, end), name in sorted(inner)
+                      if entry.addr <= start and end <= entry.end]
+        return "".join(lines)
+
+    # -- checking ------------------------------------------------------------------------------------------
+
+    def census(self, zone: Zone) -> FrameCensus:
+        """Count the frames of a zone by where they are. Cost: every frame of the zone."""
+        per_cpu = sum(pageset.count for pageset in zone.pageset)
+        reserved_bit = PG["reserved"]
+        flags = self.frames.flags[zone.start_pfn:zone.end_pfn]
+        reserved = sum(1 for word in flags if word & reserved_bit)
+        allocated = zone.managed_pages - zone.nr_free_pages - per_cpu
+        return FrameCensus(zone.present_pages, zone.nr_free_pages, per_cpu, allocated, reserved)
+
+    def check(self) -> None:
+        """Verify everything: no frame lost, none in two places, lists equal to flags. Raise InvariantError. Cost: every frame."""
+        self.memblock.check()
+        self.provenance.check()
+        self.frames.check()
+        for zone in self.memory.zones():
+            check_zone(zone)
+            for pageset in zone.pageset:
+                pageset.check()
+            census = self.census(zone)
+            waiting = sum(work.pages for work in self.start.deferred if work.nid == zone.nid)
+            counted = census.free + census.per_cpu + census.allocated + census.reserved
+            if census.allocated < 0 or not counted <= census.present <= counted + waiting:
+                raise InvariantError(f"zone {zone.name} of node {zone.nid}: {census} does not add up")
+
+    def __repr__(self) -> str:
+        zones = ", ".join(f"{zone.nid}/{zone.name} {zone.managed_pages}" for zone in self.zones)
+        return f"<Machine: Linux {self.rules.release}, {len(self.nodes)} nodes, managed pages {zones}>"
