@@ -184,7 +184,7 @@ class AddressBar:
         for a, b in self.axis.gaps:
             middle = left + (self.axis.place(a) + self.axis.place(b)) / 2 * room
             scene.path(
-                f"{key}/break:{a:x}", f"M{middle - 3:.4g} {first_bar - 3:.4g}V{bottom + 3:.4g}M{middle + 3:.4g} {first_bar - 3:.4g}V{bottom + 3:.4g}",
+                f"{key}/break:{a:x}", "".join(f"M{middle + side:.5g} {first_bar - 3:.5g}V{bottom + 3:.5g}" for side in (-3, 3)),
                 "grid ghost", f"left out: {a:#x}-{b - 1:#x}", bottom + 3,
             )  # fmt: skip
         if self.cursor is not None:

@@ -10,6 +10,7 @@ import base64
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -28,6 +29,11 @@ MAX_FRAMES = 400
 LAYOUTS = {"wide": WIDE, "narrow": NARROW}
 
 _registry: dict[str, "Figure"] = {}
+
+
+def _json(made: Any) -> str:
+    """JSON text without blanks; halves of surrogate pairs, which no file can hold, become U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(made, ensure_ascii=False, separators=(",", ":")))
 
 
 class BoundFigure:
@@ -134,7 +140,7 @@ class BoundFigure:
     def html(self) -> str:
         """The element with its frames, and a picture of the first one for readers without JavaScript."""
         frames, error = self._run(WIDE)
-        data = json.dumps(self.payload(), ensure_ascii=False, separators=(",", ":"))
+        data = _json(self.payload())
         data = data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
         data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
         if frames:
@@ -272,4 +278,4 @@ def compute(name: str, values: Mapping[str, Any] | str, layouts: Sequence[str] =
         made = {"mm": 1, "name": name, "error": str(error)}
     except Exception as error:  # the page can show a sentence, not a traceback
         made = {"mm": 1, "name": name, "error": f"{type(error).__name__}: {error}"}
-    return json.dumps(made, ensure_ascii=False, separators=(",", ":"))
+    return _json(made)

@@ -18,7 +18,8 @@ class FreeLists:
     """
 
     def __init__(
-        self, lists: Mapping[tuple[int, int], Sequence[int]], types: Sequence[tuple[str, str]], orders: Sequence[int] = tuple(range(10, -1, -1)),
+        self, lists: Mapping[tuple[int, int], Sequence[int]], types: Sequence[tuple[str, str]],
+        orders: Sequence[int] = tuple(range(10, -1, -1)),
         marks: Mapping[int, str] | None = None, roles: Mapping[int, str] | None = None,
     ):  # fmt: skip
         self.lists, self.types, self.orders = lists, list(types), list(orders)
@@ -70,8 +71,9 @@ class FreeLists:
             used += wide + 3
             fits = number + 1
         at = x
-        for pfn, label, wide in list(zip(blocks, labels, widths, strict=True))[:fits]:
-            tip = f"block of order {order}, frames {pfn:#x}-{pfn + (1 << order) - 1:#x}, {name}; place {blocks.index(pfn) + 1} of {len(blocks)} from the head"
+        for number, (pfn, label, wide) in enumerate(list(zip(blocks, labels, widths, strict=True))[:fits], 1):
+            tip = f"order {order}, frames {pfn:#x}-{pfn + (1 << order) - 1:#x}, {name}"
+            tip += f"; number {number} of {len(blocks)} from the head"
             scene.box(
                 f"{key}/{pfn:#x}",
                 at,

@@ -73,7 +73,7 @@ def fit_text(text: str, width: float, style: str = "label") -> str:
     """``text``, or its beginning and an ellipsis, so that it fits into ``width``; empty if nothing sensible fits.
 
     >>> fit_text("reserved by firmware", 60)
-    'reserv…'
+    'reserve…'
     >>> fit_text("reserved by firmware", 10)
     ''
     """

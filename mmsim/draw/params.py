@@ -72,7 +72,9 @@ class Choice(Param):
         label: str = "", help: str = "",
     ):  # fmt: skip
         labels = options if isinstance(options, Mapping) else {option: str(option) for option in options}
-        self.options: dict[str | int, str] = {value: text for value, text in labels.items()}
+        self.options: dict[str | int, str] = {}
+        for value, text in labels.items():
+            self.options[value] = text
         if not self.options:
             raise ValueError(f"{name}: nothing to choose from")
         super().__init__(name, next(iter(self.options)) if default is None else default, label, help)
@@ -128,7 +130,7 @@ class Range(Param):
             number = int(number)
         if not self.low <= number <= self.high:
             unit = f" {self.unit}" if self.unit else ""
-            raise self.refuse(f"{_shown(value)} is not between {self.low:g} and {self.high:g}{unit}")
+            raise self.refuse(f"{_shown(value)} is not between {self.low} and {self.high}{unit}")
         return number
 
     def write(self, value: Any) -> str:

@@ -9,8 +9,8 @@ from mmsim.draw.theme import ROLES, css, pattern_defs
 
 __all__ = ["to_svg", "escape"]
 
-_ILLEGAL = {code: "\ufffd" for code in range(32) if code not in (9, 10, 13)} | {0xFFFE: "\ufffd", 0xFFFF: "\ufffd"}
-_ILLEGAL |= {code: "\ufffd" for code in range(0xD800, 0xE000)}
+_ILLEGAL = dict.fromkeys([*(code for code in range(32) if code not in (9, 10, 13)), 0xFFFE, 0xFFFF], "\ufffd")
+_ILLEGAL |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 _PATTERNED = {name for name, role in ROLES.items() if role.pattern}
 
 

@@ -33,15 +33,17 @@ class TextPane:
     """
 
     def __init__(
-        self, text: str | Sequence[str], old: str | Sequence[str] | None = None, marks: Mapping[int, Sequence[tuple[int, int]]] | None = None,
-        tips: Mapping[int, str] | None = None, rows: int = 0, title: str = "",
+        self, text: str | Sequence[str], old: str | Sequence[str] | None = None,
+        marks: Mapping[int, Sequence[tuple[int, int]]] | None = None, tips: Mapping[int, str] | None = None, rows: int = 0, title: str = "",
     ):  # fmt: skip
-        self.lines = (text.rstrip("\n").split("\n") if text else []) if isinstance(text, str) else list(text)
+        given = (text.rstrip("\n").split("\n") if text else []) if isinstance(text, str) else list(text)
+        self.lines = [line.expandtabs(8) for line in given]
         before = old.rstrip("\n").split("\n") if isinstance(old, str) else list(old) if old is not None else None
         self.marks: dict[int, Sequence[tuple[int, int]]] = dict(marks or {})
         if before is not None:
             for number, line in enumerate(self.lines):
-                self.marks.setdefault(number, changed_parts(before[number] if number < len(before) else "", line))
+                was = before[number] if number < len(before) else ""
+                self.marks.setdefault(number, changed_parts(was, line))
         self.tips, self.rows, self.title = tips or {}, rows, title
 
     def _layout(self, line: str, room: int) -> list[list[tuple[str, int, int]]]:
@@ -70,7 +72,7 @@ class TextPane:
         first = max(len(self.lines) - self.rows, 0) if self.rows else 0
         rows = []
         for number, line in enumerate(self.lines[first:], first):
-            rows += [(number, part, row) for part, row in enumerate(self._layout(line.expandtabs(8), room))]
+            rows += [(number, part, row) for part, row in enumerate(self._layout(line, room))]
         if self.rows:
             rows = rows[-self.rows :]
         top = y

@@ -97,7 +97,7 @@ INKS: dict[str, tuple[str, str]] = {
     "wash": ("#f4f6f8", "#1b2128"),
     "focus": ("#1c2730", "#f6fafc"),
     "accent": ("#1f5286", "#9cc8f5"),
-    "mark": ("#fff0b3", "#4d4312"),
+    "mark": ("#fff0b3", "#463d10"),
     "level": ("#b3c6d4", "#465a69"),
 }
 
@@ -246,17 +246,15 @@ def stylesheet() -> str:
     def block(dark: bool) -> str:
         return "{" + ";".join(f"{name}:{value}" for name, value in variables(dark).items()) + "}"
 
-    return (
-        "\n".join(
-            [
-                ":root" + block(False),
-                f"@media screen and (prefers-color-scheme: dark){{:root:not([data-theme=light]):not([data-jp-theme-light=true]){block(True)}}}",
-                f"@media screen{{html[data-theme=dark]{block(True)}body[data-jp-theme-light=false]{block(True)}}}",
-                css(),
-            ]
-        )
-        + "\n"
-    )
+    by_system = ":root:not([data-theme=light])"
+    dark = block(True)
+    return "\n".join([
+        f":root,body[data-jp-theme-light=true]{block(False)}",
+        f"@media screen and (prefers-color-scheme: dark){{{by_system}{dark}}}",
+        f"@media screen{{html[data-theme=dark],body[data-jp-theme-light=false]{dark}}}",
+        css(),
+        "",
+    ])  # fmt: skip
 
 
 def rewrite_site(folder: Path) -> None:

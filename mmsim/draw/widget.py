@@ -45,8 +45,10 @@ def setup() -> Setup:
     return Setup()
 
 
-def FigureWidget(figure: BoundFigure) -> Any:  # noqa: N802 - made like a class, but the base class must load late
-    """The live widget of a figure. Raise ImportError, with the remedy, where anywidget is missing."""
+def FigureWidget(figure: BoundFigure) -> Any:
+    """The live widget of a figure: an instance, named like the class that can only be made once anywidget is there.
+
+    Raise ImportError, with the remedy, where anywidget is missing."""
     try:
         import anywidget
         import traitlets
