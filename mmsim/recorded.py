@@ -41,11 +41,10 @@ class Recording:
     sections: dict[str, str] = field(default_factory=dict)
 
     def section(self, title: str) -> str:
-        """The text of a section without kernel messages that the console mixed in. Raise InputError if it is not there."""
+        """The text of a section. Raise InputError if it is not there."""
         if title not in self.sections:
             raise InputError(f"{self.path}: the recording has no section '=== {title}'")
-        text = self.sections[title]
-        return text if title.startswith("dmesg") else strip_kernel_lines(text)
+        return self.sections[title]
 
     def messages(self) -> list[str]:
         """The kernel's messages up to the scenario, without their times."""
@@ -86,14 +85,20 @@ def read_recording(path: str | Path) -> Recording:
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8", "replace")
     except (OSError, EOFError) as error:
         raise InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    lines = text.replace("\r", "").split("\n")
-    if not lines[0].startswith("# command:"):
+    text = text.replace("\r", "")
+    if not text.startswith("# command:"):
         raise InputError(f"{name}: not a recording: the first line must begin with '# command:'")
-    start = next((number for number, line in enumerate(lines) if line.startswith("@@@ scenario") and " start" in line), None)
-    if start is None:
+    start = text.find("@@@ scenario ")
+    if start < 0:
         raise InputError(f"{name}: truncated: the scenario never starts (no '@@@ scenario … start' line)")
-    words = lines[start].split()
-    recording = Recording(name, lines[0].removeprefix("# command:").strip(), words[2], "\n".join(lines[1:start]) + "\n")
+    command, _, console = text[:start].partition("\n")
+    # The console mixes kernel messages into what the scenario prints, even into titles; only dmesg's own text has them by right.
+    printed, dmesg, log = text[start:].partition("\n=== dmesg")
+    lines = (strip_kernel_lines(printed) + dmesg + log).split("\n")
+    words = lines[0].split()
+    if len(words) < 4 or words[3] != "start":
+        raise InputError(f"{name}: the scenario's first line is broken: {lines[0]!r}")
+    recording = Recording(name, command.removeprefix("# command:").strip(), words[2], console)
     title: str | None = None
     body: list[str] = []
 
@@ -106,7 +111,7 @@ def read_recording(path: str | Path) -> Recording:
             key = f"{title}#{count}"
         recording.sections[key] = "\n".join(body) + "\n"
 
-    for line in lines[start + 1:]:
+    for line in lines[1:]:
         if line.startswith("=== "):
             close()
             title, body = line[4:].strip(), []
@@ -137,6 +142,8 @@ class ZoneInfo:
     cma: int = 0
     protection: tuple[int, ...] = ()
     start_pfn: int = 0
+    #: "vm stats threshold", the same for every CPU.
+    stat_threshold: int = 0
     #: One (cpu, count, high, batch) per CPU.
     pagesets: list[tuple[int, int, int, int]] = field(default_factory=list)
     stats: dict[str, int] = field(default_factory=dict)
@@ -221,6 +228,8 @@ def parse_zoneinfo(text: str) -> list[ZoneInfo]:
             high = _number(value, "zoneinfo, pageset high")
         elif in_pagesets and key == "batch":
             zone.pagesets.append((cpu, count, high, _number(value, "zoneinfo, batch")))
+        elif line.startswith("  vm stats threshold:"):
+            zone.stat_threshold = _number(value, "zoneinfo, vm stats threshold")
         elif key == "start_pfn":
             zone.start_pfn = _number(value, "zoneinfo, start_pfn")
         elif not in_pagesets and key in marks and len(words) == 2:
