@@ -15,7 +15,7 @@ The widest page that fits is used: 4 KiB up to the next 2 MiB boundary, 2 MiB up
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mmsim.boot.brk import BrkArea
@@ -186,6 +186,8 @@ class DirectMap:
         #: Mapped so far: (first PFN, PFN behind).
         self.pfn_mapped: list[tuple[int, int]] = []
         self.min_pfn_mapped = self.max_pfn_mapped = self.max_low_pfn_mapped = 0
+        #: Tables of the kernel image's own mapping that came of splitting its 2 MiB pages: frame by address mapped.
+        self.image_tables: dict[int, int] = {}
         #: What init_mem_mapping() did, for the ladder figure.
         self.steps: list[MapStep] = []
         #: Every piece mapped, with its page size, in order.
@@ -371,6 +373,8 @@ class DirectMap:
         found = self.translate(addr)
         if found is None or found[0] == PG_LEVEL_4K:
             raise InvariantError(f"direct map: no large page at {addr:#x}")
+        if not table_address or table_address in self.tables:
+            raise InvariantError(f"direct map: no free frame for a table at {table_address:#x}")
         level, entry = found
         table = self.pgd
         while table.level > level:
@@ -384,6 +388,31 @@ class DirectMap:
         self.direct_pages_count[level] -= 1
         self.direct_pages_count[level - 1] += PTRS
         return below
+
+    def change_attributes(self, start: int, end: int, alloc_page: Callable[[], int], *, alias: bool = True) -> int:
+        """Give part of the kernel image other attributes; return how many large pages had to be split.
+
+        The image is mapped twice, at its own address and, as all RAM, in the direct map. A large page that the range
+        covers in part is split: in the image's mapping, and with ``alias`` in the direct map as well (write permission
+        is changed in both; to forbid execution changes nothing in the direct map, which never allows it). Both kinds
+        count as direct map in /proc/meminfo, which therefore shows more small pages than the direct map has.
+        ``alloc_page`` gives the address of a frame for each new table.
+
+        5.17: arch/x86/mm/pat/set_memory.c, change_page_attr_set_clr(), split_page_count().
+        """
+        cut = {align_down(edge, PMD_SIZE) for edge in (start, end) if edge % PMD_SIZE}
+        splits = 0
+        for base in sorted(cut):
+            found = self.translate(base)
+            if alias and found is not None and found[0] > PG_LEVEL_4K:
+                self.split_large_page(base, alloc_page(), "buddy")
+                splits += 1
+            if base not in self.image_tables:
+                self.image_tables[base] = alloc_page()
+                self.direct_pages_count[PG_LEVEL_2M] -= 1
+                self.direct_pages_count[PG_LEVEL_4K] += PTRS
+                splits += 1
+        return splits
 
     def walk(self) -> Iterator[PageTable]:
         """Every table, each before those below it."""

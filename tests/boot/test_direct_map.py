@@ -187,6 +187,8 @@ def test_what_is_mapped_twice_is_counted_twice() -> None:
 def test_splitting_a_large_page_trades_one_2_mib_page_for_512_small_ones() -> None:
     direct_map = machine(64 * MIB)
     frame = direct_map.memblock.alloc(PAGE_SIZE, PAGE_SIZE)
+    with pytest.raises(InvariantError, match="no free frame"):
+        direct_map.split_large_page(16 * MIB, 0, "memblock")
     small, large = direct_map.direct_pages_count[PG_LEVEL_4K], direct_map.direct_pages_count[PG_LEVEL_2M]
     direct_map.split_large_page(16 * MIB + 5, frame, "memblock")
     assert direct_map.direct_pages_count == {PG_LEVEL_4K: small + 512, PG_LEVEL_2M: large - 1, PG_LEVEL_1G: 0}
