@@ -105,7 +105,11 @@ def _free_one_page(zone: Zone, pfn: int, order: int, migratetype: int, to_tail: 
         if order >= PAGEBLOCK_ORDER and zone.nr_isolate_pageblock and _isolation_differs(zone, buddy_pfn, migratetype):
             break
         area = free_area[order]
-        area.free_list[buddy >> 4].remove(buddy_pfn)
+        blocks = area.free_list[buddy >> 4]
+        if buddy_pfn in blocks.front:
+            del blocks.front[buddy_pfn]
+        else:
+            del blocks.back[buddy_pfn]
         area.nr_free -= 1
         free_block[buddy_pfn] = 0
         pfn &= buddy_pfn

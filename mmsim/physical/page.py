@@ -90,7 +90,9 @@ def prep_new_page(frames: Frames, pfn: int, order: int, compound: bool = False) 
 
     5.17: mm/page_alloc.c, prep_new_page(). Zeroing is left to whoever gives frames contents.
     """
-    set_page_refcounted(frames, pfn)
+    if frames.refcount[pfn]:
+        set_page_refcounted(frames, pfn)
+    frames.refcount[pfn] = 1
     if compound and order:
         prep_compound_page(frames, pfn, order)
 

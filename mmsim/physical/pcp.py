@@ -139,8 +139,7 @@ def free_pcppages_bulk(zone: Zone, count: int, pcp: PerCpuPages) -> None:
     rarely used lists do not make the drain slow. 5.17: free_pcppages_bulk().
     """
     count = min(pcp.count, count)
-    drained: list[tuple[int, int, int]] = []
-    other_types = pcp.other_types
+    drained: list[tuple[int, int, list[int]]] = []
     pindex = batch_free = 0
     while count > 0:
         while True:
@@ -154,22 +153,21 @@ def free_pcppages_bulk(zone: Zone, count: int, pcp: PerCpuPages) -> None:
         if batch_free == NR_PCP_LISTS:
             # All others are empty: this list gives the rest.
             batch_free = count
-        order, listed_type = pindex_to_order(pindex), pindex % MIGRATE_PCPTYPES
-        while True:
-            pfn = pages.pop()
-            count -= 1 << order
-            pcp.count -= 1 << order
-            drained.append((pfn, order, other_types.pop(pfn, listed_type) if other_types else listed_type))
-            batch_free -= 1
-            if count <= 0 or not batch_free or not pages:
-                break
-    trace, isolated = zone.memory.trace, zone.nr_isolate_pageblock
-    for pfn, order, migratetype in drained:
-        if isolated:
-            migratetype = zone.frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER]
-        _free_one_page(zone, pfn, order, migratetype)
-        if trace.enabled:
-            trace.emit("kmem:mm_page_pcpu_drain", pfn=pfn, order=order, migratetype=migratetype)
+        order = pindex_to_order(pindex)
+        blocks = min(batch_free, len(pages), count + (1 << order) - 1 >> order)
+        batch_free -= blocks
+        count -= blocks << order
+        pcp.count -= blocks << order
+        drained.append((order, pindex % MIGRATE_PCPTYPES, [pages.pop() for _ in range(blocks)]))
+    trace, isolated, other_types = zone.memory.trace, zone.nr_isolate_pageblock, pcp.other_types
+    for order, listed_type, pfns in drained:
+        for pfn in pfns:
+            migratetype = other_types.pop(pfn, listed_type) if other_types else listed_type
+            if isolated:
+                migratetype = zone.frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER]
+            _free_one_page(zone, pfn, order, migratetype)
+            if trace.enabled:
+                trace.emit("kmem:mm_page_pcpu_drain", pfn=pfn, order=order, migratetype=migratetype)
 
 
 # -- draining ----------------------------------------------------------------------------------------------

@@ -77,7 +77,12 @@ def rmqueue(preferred_zone: Zone, zone: Zone, order: int, gfp_flags: int, alloc_
     if pfn is not None:
         memory.counters[zone.pgalloc] += counted
         if memory.config.numa:
-            zone_statistics(preferred_zone, zone)
+            stat = zone.numa_stat
+            if zone.nid == preferred_zone.nid == memory.cpu_to_node[memory.cpu]:
+                stat["numa_hit"] += 1
+                stat["numa_local"] += 1
+            else:
+                zone_statistics(preferred_zone, zone)
     if zone.boosted_watermark:
         zone.boosted_watermark = False
         memory.wakeup_kswapd(zone, 0, 0, zone.index)

@@ -173,10 +173,11 @@ class Zone:
     """
 
     __slots__ = (
-        "memory", "frames", "name", "index", "nid", "serial", "start_pfn", "spanned_pages", "present_pages", "managed_pages",
-        "cma_pages", "watermark", "watermark_boost", "lowmem_reserve", "nr_reserved_highatomic", "free_area",
-        "nr_free_pages", "nr_free_cma_pages", "nr_isolate_pageblock", "pageset", "boosted_watermark",
-        "migrate_cma", "migrate_isolate", "reclaim_active", "initialized", "numa_stat", "stat_threshold", "percpu_drift_mark", "pgalloc", "vm_stat",
+        "memory", "frames", "name", "index", "nid", "serial", "start_pfn", "spanned_pages", "present_pages",
+        "managed_pages", "cma_pages", "migrate_cma", "migrate_isolate", "watermark", "watermark_boost", "lowmem_reserve",
+        "nr_reserved_highatomic", "free_area", "nr_free_pages", "nr_free_cma_pages", "nr_isolate_pageblock", "pageset",
+        "boosted_watermark", "reclaim_active", "initialized", "numa_stat", "stat_threshold", "percpu_drift_mark",
+        "pgalloc", "vm_stat",
     )
 
     def __init__(self, memory: PhysicalMemory, nid: int, index: int, start_pfn: int = 0, spanned_pages: int = 0,
