@@ -14,24 +14,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
+from mmsim.boot.e820_sweep import TYPE_STRING, TYPE_TEXT, E820Entry, SweepStep, sweep, type_string, type_text
 from mmsim.boot.memblock import Memblock
 from mmsim.constants import (
     BIOS_BEGIN,
     BIOS_END,
     E820_MAX_ENTRIES,
     E820_MAX_ENTRIES_ZEROPAGE,
-    E820_TYPE_ACPI,
-    E820_TYPE_NVS,
-    E820_TYPE_PMEM,
     E820_TYPE_PRAM,
     E820_TYPE_RAM,
     E820_TYPE_RESERVED,
     E820_TYPE_RESERVED_KERN,
     E820_TYPE_SOFT_RESERVED,
-    E820_TYPE_UNUSABLE,
     MAX_ARCH_PFN,
     MAXMEM,
 )
@@ -45,92 +40,6 @@ __all__ = ["E820Entry", "E820Table", "SweepStep", "sweep", "type_text", "type_st
 LOWMEM_SIZE = 0x9F000
 #: No x86-64 processor can address more (MAXPHYADDR is 52 at most).
 MAX_PHYSICAL_ADDRESS = 1 << 52
-
-_TYPE_TEXT = {
-    E820_TYPE_RAM: "usable", E820_TYPE_RESERVED_KERN: "usable", E820_TYPE_RESERVED: "reserved",
-    E820_TYPE_SOFT_RESERVED: "soft reserved", E820_TYPE_ACPI: "ACPI data", E820_TYPE_NVS: "ACPI NVS",
-    E820_TYPE_UNUSABLE: "unusable", E820_TYPE_PMEM: "persistent (type 7)", E820_TYPE_PRAM: "persistent (type 12)",
-}
-_TYPE_STRING = {
-    E820_TYPE_RAM: "System RAM", E820_TYPE_RESERVED_KERN: "System RAM", E820_TYPE_ACPI: "ACPI Tables",
-    E820_TYPE_NVS: "ACPI Non-volatile Storage", E820_TYPE_UNUSABLE: "Unusable memory",
-    E820_TYPE_PRAM: "Persistent Memory (legacy)", E820_TYPE_PMEM: "Persistent Memory", E820_TYPE_RESERVED: "Reserved",
-    E820_TYPE_SOFT_RESERVED: "Soft Reserved",
-}
-
-
-def type_text(kind: int) -> str:
-    """A type as dmesg prints it (5.17: arch/x86/kernel/e820.c, e820_print_type()).
-
-    >>> type_text(1), type_text(4), type_text(20)
-    ('usable', 'ACPI NVS', 'type 20')
-    """
-    return _TYPE_TEXT.get(kind, f"type {kind}")
-
-
-def type_string(kind: int) -> str:
-    """A type as /proc/iomem and /sys/firmware/memmap name it (5.17: arch/x86/kernel/e820.c, e820_type_to_string())."""
-    return _TYPE_STRING.get(kind, "Unknown E820 type")
-
-
-@dataclass(slots=True)
-class E820Entry:
-    """One entry of a map: first byte, bytes, type (5.17: arch/x86/include/asm/e820/types.h, struct e820_entry)."""
-
-    addr: int
-    size: int
-    type: int
-
-    @property
-    def end(self) -> int:
-        """The first address behind the entry."""
-        return self.addr + self.size
-
-    def __str__(self) -> str:
-        return f"{format_mem_range(self.addr, self.end)} {type_text(self.type)}"
-
-
-class SweepStep(NamedTuple):
-    """The sweep line at one change point: which entry begins or ends there, and what holds from here on."""
-
-    addr: int
-    entry: int                  # its index in the map given
-    begins: bool
-    active: tuple[int, ...]     # the indices of all entries the line is inside of now
-    type: int                   # the largest of their types, 0 for none
-    finished: E820Entry | None  # the entry of the new map that ends here, if one does
-
-
-def sweep(entries: list[E820Entry]) -> Iterator[SweepStep]:
-    """Walk the change points of a map upwards. At one address entries begin before others end.
-
-    O(n log n) to sort, then O(n) a step. 5.17: arch/x86/kernel/e820.c, the loop of e820__update_table().
-
-    >>> steps = sweep([E820Entry(0, 8, 1), E820Entry(4, 8, 2)])
-    >>> [(step.addr, step.type, step.finished and step.finished.size) for step in steps]
-    [(0, 1, None), (4, 2, 4), (8, 2, None), (12, 0, 8)]
-    """
-    points = []
-    for index, entry in enumerate(entries):
-        if entry.size:
-            points += [(entry.addr, False, index), (entry.end, True, index)]
-    points.sort()
-    active: list[int] = []
-    last_type, last_addr = 0, 0
-    for addr, ends, index in points:
-        if ends:
-            active.remove(index)
-        else:
-            active.append(index)
-        current = max((entries[i].type for i in active), default=0)
-        finished = None
-        if current != last_type or current in (E820_TYPE_PRAM, E820_TYPE_SOFT_RESERVED):
-            if last_type and addr > last_addr:
-                finished = E820Entry(last_addr, addr - last_addr, last_type)
-            if current:
-                last_addr = addr
-            last_type = current
-        yield SweepStep(addr, index, not ends, tuple(active), current, finished)
 
 
 class E820Table:
@@ -195,7 +104,7 @@ class E820Table:
         """
         table = cls(klog=klog)
         line_of = re.compile(rf"(?:^|\s|\]){re.escape(who)}: \[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\] (.*?)\s*$", re.IGNORECASE)
-        names = {text: kind for kind, text in reversed(_TYPE_TEXT.items())}
+        names = {text: kind for kind, text in reversed(TYPE_TEXT.items())}
         for line in text.splitlines():
             found = line_of.search(line)
             if not found:
@@ -222,7 +131,7 @@ class E820Table:
             parts.setdefault(int(number), {})[name] = value
         if not parts:
             raise InputError("no memory map found: paste the output of  grep . /sys/firmware/memmap/*/*")
-        kinds = {text: kind for kind, text in reversed(_TYPE_STRING.items())}
+        kinds = {text: kind for kind, text in reversed(TYPE_STRING.items())}
         table = cls(klog=klog)
         for number, entry in sorted(parts.items()):
             where = f"memmap entry {number}"

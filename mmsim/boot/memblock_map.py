@@ -95,7 +95,7 @@ class MemblockMap:
 
     def add_node(self, base: int, size: int, nid: int, flags: int = MEMBLOCK_NONE, caller: str = "") -> int:
         """Declare a range to be RAM of a node. 5.17: mm/memblock.c, memblock_add_node()."""
-        self._log_range("memblock_add_node", base, size, f"nid={nid} flags={flags:x} {caller}")
+        self._log_range("memblock_add_node", base, size, caller, f"nid={nid} flags={flags:x} ")
         return self.memory.add_range(base, size, nid, flags)
 
     def remove(self, base: int, size: int, caller: str = "") -> int:
@@ -439,14 +439,14 @@ class MemblockMap:
             return f"{regions.name} {size} in {len(regions)} region{'' if len(regions) == 1 else 's'}"
         return f"<Memblock: {describe(self.memory)}, {describe(self.reserved)}>"
 
-    def _log_range(self, name: str, base: int, size: int, caller: str) -> None:
+    def _log_range(self, name: str, base: int, size: int, caller: str, note: str = "") -> None:
         """One range call: check its arguments, trace it, and log it as ``memblock=debug`` does."""
         check_address(base, "base")
         check_address(size, "size")
         if self.trace.enabled:
             self.trace.emit(f"boot:{name}", base=base, size=size, caller=caller)
         if self.debug:
-            self._printk(f"{name}: [0x{base:016x}-0x{u64(base + size - 1):016x}] {caller}")
+            self._printk(f"{name}: [0x{base:016x}-0x{u64(base + size - 1):016x}] {note}{caller}")
 
     def _log(self, text: str) -> None:
         if self.debug:
