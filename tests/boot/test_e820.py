@@ -311,3 +311,17 @@ def test_types_print_as_in_dmesg() -> None:
     assert [type_text(kind) for kind in (1, 2, 3, 4, 5, 7, 12, 128, 99)] == [
         "usable", "reserved", "ACPI data", "ACPI NVS", "unusable", "persistent (type 7)", "persistent (type 12)", "usable",
         "type 99"]
+
+
+def test_a_map_of_300_entries_makes_memblock_grow_within_the_first_mib() -> None:
+    """While only 1 MiB is mapped, the larger arrays of memblock must lie there, too."""
+    memblock = Memblock()
+    memblock.reserve(16 * MIB, MIB)
+    memblock.set_current_limit(MIB)
+    table = E820Table([E820Entry(0x1000, 0x9E000, RAM), *(E820Entry(MIB + i * 64 * KIB, 32 * KIB, RAM) for i in range(299))])
+    assert table.update_table() == 0 and len(table) == 300
+    table.memblock_setup(memblock)
+    memblock.check()
+    array = memblock.array_at["memory"]
+    assert len(memblock.memory) == 300 and memblock.memory.max == 512
+    assert array is not None and array + 512 * 24 <= MIB and memblock.is_region_reserved(array, 512 * 24)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmsim.boot.memblock import Memblock
 from mmsim.boot.provenance import Provenance
@@ -231,6 +233,35 @@ def test_the_second_doubling_frees_the_first_array() -> None:
     assert memblock.reserved.max == 512
     assert not memblock.is_reserved(first)
     memblock.check()
+
+
+pages_taken = st.lists(st.tuples(st.booleans(), st.integers(1, 200), st.integers(1, 6)), max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pages_taken)
+def test_growing_from_tiny_arrays_loses_no_reservation(calls: list[tuple[bool, int, int]]) -> None:
+    """Arrays of four entries double while reservations come and go; each doubling changes the list it is made for."""
+    memblock = Memblock()
+    memblock.add(0, 0x1000 * 4096)
+    memblock.allow_resize()
+    memblock.memory.max = memblock.reserved.max = 4
+    memblock.reserve(0, 0x1000 * 1024)          # the calls stay below, the arrays go to the top
+    ours = set(range(1024))
+    for take, first, count in calls:
+        span = set(range(first, first + count))
+        if take:
+            assert memblock.reserve(first * 0x1000, count * 0x1000) == 0
+            ours |= span
+        else:
+            assert memblock.phys_free(first * 0x1000, count * 0x1000) == 0
+            ours -= span
+        memblock.check()
+    below = {page for region in memblock.reserved for page in range(region.base >> 12, region.end >> 12) if page < 1024}
+    assert below == ours
+    arrays = [region for region in memblock.reserved if region.base >= 0x1000 * 1024]
+    grown = memblock.array_at["reserved"]
+    assert [region.base for region in arrays] == ([grown] if grown else []), "the old array was given back"
 
 
 def test_an_array_that_finds_no_room_is_reported() -> None:
