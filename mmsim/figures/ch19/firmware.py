@@ -1,4 +1,4 @@
-"""Firmware maps for the figures of this chapter: the map that the recorded machines have, for any amount of RAM."""
+"""Machines for the figures of this chapter: qemu's firmware map for any amount of RAM, with holes if wanted."""
 
 from __future__ import annotations
 
@@ -6,49 +6,60 @@ from mmsim.boot.e820 import E820Entry, E820Table
 from mmsim.boot.memblock import Memblock
 from mmsim.constants import E820_TYPE_RAM, E820_TYPE_RESERVED
 from mmsim.errors import InputError
-from mmsim.units import GIB, KIB, MIB, TIB
+from mmsim.machine import Machine
+from mmsim.reference import qemu_map, qemu_platform
+from mmsim.units import GIB, MIB, PAGE_SIZE, TIB, align_down, format_bytes
 
-__all__ = ["pc_map", "pc_memblock"]
+__all__ = ["pc_map", "pc_memblock", "boot_pc"]
 
-#: RAM that does not fit below the windows of PCI devices continues at 4 GiB.
-LOW_RAM_END = 3 * GIB
-#: The firmware keeps this much at the end of low RAM for its ACPI tables.
-ACPI_SIZE = 164 * KIB
+#: Nothing may be cut out below this: the kernel image and some room for it.
+HOLES_ABOVE = 64 * MIB
 
 
 def pc_map(ram: int, holes: int = 0) -> list[E820Entry]:
-    """What the firmware of the recorded machines says about ``ram`` bytes: usable and reserved ranges.
+    """What qemu's firmware says about ``ram`` bytes, with so many reserved ranges cut out of the RAM above 64 MiB.
 
-    ``holes`` cuts so many reserved ranges, each a sixteenth of RAM, out of the RAM above 64 MiB. Raise InputError below 32 MiB.
+    Each hole is a sixteenth of the RAM below 4 GiB. Raise InputError below 32 MiB.
     """
     if not 32 * MIB <= ram <= 64 * TIB:
-        raise InputError(f"RAM must be 32 MiB to 64 TiB, not {ram >> 20} MiB")
-    low = min(ram, LOW_RAM_END)
-    entries = [
-        E820Entry(0, 0x9FC00, E820_TYPE_RAM), E820Entry(0x9FC00, 0x400, E820_TYPE_RESERVED),
-        E820Entry(0xF0000, 0x10000, E820_TYPE_RESERVED), E820Entry(MIB, low - MIB - ACPI_SIZE, E820_TYPE_RAM),
-        E820Entry(low - ACPI_SIZE, ACPI_SIZE, E820_TYPE_RESERVED), E820Entry(4 * GIB - 256 * KIB, 256 * KIB, E820_TYPE_RESERVED),
-    ]  # fmt: skip
-    if ram > low:
-        entries.append(E820Entry(4 * GIB, ram - low, E820_TYPE_RAM))
-    entries.append(E820Entry(0xFD_0000_0000, 0x3_0000_0000, E820_TYPE_RESERVED))
-    size = max(low // 16 >> 21 << 21, 2 * MIB)
-    for number in range(1, holes + 1):
-        start = (64 * MIB + (low - 64 * MIB) * number // (holes + 1)) >> 21 << 21
-        if low >= 128 * MIB and start + size < low - ACPI_SIZE:
-            entries.append(E820Entry(start, size, E820_TYPE_RESERVED))
+        raise InputError(f"RAM must be 32 MiB to 64 TiB, not {format_bytes(ram)}")
+    entries = qemu_map(ram)
+    low = min(ram, 3 * GIB)
+    size = max(align_down(low // 16, 2 * MIB), 2 * MIB)
+    for number in range(1, holes + 1 if low >= 2 * HOLES_ABOVE else 0):
+        start = align_down(HOLES_ABOVE + (low - HOLES_ABOVE) * number // (holes + 2), 2 * MIB)
+        entries.append(E820Entry(start, size, E820_TYPE_RESERVED))
     return entries
 
 
 def pc_memblock(ram: int) -> Memblock:
-    """A memblock that knows the RAM of :func:`pc_map`, with the kernel image's default place and the first MiB reserved."""
-    table = E820Table(pc_map(ram))
-    table.update_table()
+    """A memblock that knows the RAM of :func:`pc_map` and has reserved the first MiB."""
+    table, _ = E820Table.from_firmware(pc_map(ram))
     table.trim_bios_range()
     memblock = Memblock()
-    for entry in table.entries:
+    for entry in table:
         if entry.type == E820_TYPE_RAM:
             memblock.add(entry.addr, entry.size)
-    memblock.trim_memory(4096)
+    memblock.trim_memory(PAGE_SIZE)
     memblock.reserve(0, MIB, who="first MiB")
     return memblock
+
+
+def boot_pc(ram: int, holes: int = 0, nodes: int = 1, crashkernel: str = "", initrd: int = 0) -> Machine:
+    """Boot a machine such as the recorded ones: sizes in bytes, nodes by ``numa=fake=``.
+
+    Raise InputError for an initial RAM disk that does not fit, or for text that is not one option.
+    """
+    if " " in crashkernel.strip():
+        raise InputError("crashkernel: one value without spaces, such as 64M or 512M-2G:64M,2G-:128M")
+    words = [f"numa=fake={nodes}"] if nodes > 1 else []
+    words += [f"crashkernel={crashkernel.strip()}"] if crashkernel.strip() else []
+    platform = qemu_platform(ram)
+    if initrd and platform.initrd:
+        start = align_down(sum(platform.initrd) - initrd, PAGE_SIZE)
+        if start < HOLES_ABOVE * 3 // 4:
+            raise InputError(f"an initial RAM disk of {format_bytes(initrd)} does not fit beside the kernel")
+        platform = platform.replace(initrd=(start, initrd))
+    else:
+        platform = platform.replace(initrd=None)
+    return Machine.boot(pc_map(ram, holes), " ".join(words), platform=platform)

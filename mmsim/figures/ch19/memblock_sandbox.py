@@ -113,7 +113,8 @@ class _Lab:
 
     def step(self, title: str, say: str, **more: object) -> _Step:
         made = _Step(
-            title, say, [(r.base, r.size, r.nid, r.flags) for r in self.memblock.memory], [(r.base, r.size, r.nid, r.flags) for r in self.memblock.reserved],
+            title, say, [(r.base, r.size, r.nid, r.flags) for r in self.memblock.memory],
+            [(r.base, r.size, r.nid, r.flags) for r in self.memblock.reserved],
             [(start, end) for start, end, _ in self.memblock.for_each_free_mem_range()],
         )  # fmt: skip
         for name, value in more.items():
@@ -451,8 +452,8 @@ def _draw(step: _Step, before: _Step | None, axis: Axis, rows: tuple[int, int], 
         Choice("direction", ["top-down", "bottom-up"], help="bottom-up with movable_node on the command line"),
         Choice(
             "slots",
-            {4: "4", 8: "8", 128: "128, as in the kernel"},
-            default=128,
+            {"4": "4", "8": "8", "128": "128, as in the kernel"},
+            default="128",
             label="entries in each array",
             help="fewer entries than the kernel's 128, so that an array runs full on the page",
         ),
