@@ -16,7 +16,7 @@ from mmsim.constants import MAX_PHYSMEM_BITS, SECTION_SIZE_BITS
 from mmsim.errors import InputError
 from mmsim.recorded import Recording, matching, parse_iomem
 from mmsim.rules import RELEASES, Rules, rules_for
-from mmsim.units import KIB, MIB, PAGE_SIZE, align_down
+from mmsim.units import KIB, MIB, PAGE_SIZE, align_down, align_up
 
 __all__ = ["BootInputs", "MemblockRequest", "boot_inputs", "memblock_requests"]
 
@@ -132,6 +132,7 @@ def _image(recording: Recording, messages: Sequence[str], inputs: BootInputs) ->
     setup = next(matching(messages, r"^setup_percpu: NR_CPUS:(\d+)"), None)
     if setup:
         changes["nr_cpus"] = int(setup[1])
+    changes["deferred_struct_page_init"] = any(matching(messages, r"^node \d+ deferred pages initialised"))
     changes["hibernation"] = any(matching(messages, r"^PM: hibernation: Registered nosave"))
     changes["dma_cma"] = any(matching(messages, r"^cma: "))
     changes["unknown_options"] = _unknown_names(messages)
@@ -147,9 +148,12 @@ def _sections(recording: Recording, messages: Sequence[str], inputs: BootInputs)
         for entry in parse_iomem(recording.section("/proc/iomem")):
             if entry.name.startswith("Kernel ") and entry.end > 1:
                 found[entry.name.removeprefix("Kernel ")] = (entry.start, entry.end)
+    brk = next(matching(messages, r"^memblock_reserve: \[(0x[0-9a-f]+)-(0x[0-9a-f]+)\] setup_arch"), None)
     if {"code", "rodata", "data", "bss"} - set(found):
-        inputs.assumed.append("the kernel's sections (no addresses in /proc/iomem): those of the recorded 5.17.0")
-        return image
+        inputs.assumed.append("the kernel's sections (no addresses in /proc/iomem): from the first MEMBLOCK dump and the Memory: line")
+        found = _sections_from_sizes(messages, int(brk[1], 16) if brk else image.bss[1])
+        if not found:
+            return image
     bss = found["bss"]
     locks = next(matching(messages, r"^Freeing SMP alternatives memory: (\d+)K"), None)
     locks_start = bss[0] - (int(locks[1]) * KIB if locks else 0)
@@ -163,12 +167,25 @@ def _sections(recording: Recording, messages: Sequence[str], inputs: BootInputs)
         # It ends with the 2 MiB page that it was given for itself, the last whole one of .bss.
         end = align_down(bss[1], 2 * MIB)
         changes["decrypted"] = (end - int(decrypted[1]) * KIB, end)
-    brk = next(matching(messages, r"^memblock_reserve: \[(0x[0-9a-f]+)-(0x[0-9a-f]+)\] setup_arch"), None)
     if brk:
         start, size = int(brk[1], 16), int(brk[2], 16) + 1 - int(brk[1], 16)
         pages = 12 if size >= 12 * PAGE_SIZE else 6
         changes |= {"brk_start": start, "pgt_buf_pages": pages, "brk_other_bytes": size - pages * PAGE_SIZE}
     return image.replace(**changes)
+
+
+def _sections_from_sizes(messages: Sequence[str], end: int) -> dict[str, tuple[int, int]]:
+    """The sections as their sizes let them lie: text, rodata and data each on a 2 MiB page of its own, bss at the end."""
+    sizes = next(matching(messages, r"^Memory: .*\((\d+)K kernel code, (\d+)K rwdata, (\d+)K rodata, (\d+)K init, (\d+)K bss"), None)
+    start = next((int(m[1], 16) for m in matching(messages, r"^ reserved\[0x\w+\]\s+\[(0x[0-9a-f]+)-(0x[0-9a-f]+)\]")
+                  if int(m[1], 16) < end <= int(m[2], 16)), None)
+    if sizes is None or start is None:
+        return {}
+    code, rwdata, rodata, _, bss = (int(size) * KIB for size in sizes.groups())
+    rodata_start = align_up(start + code, 2 * MIB)
+    data_start = align_up(rodata_start + rodata, 2 * MIB)
+    return {"code": (start, start + code), "rodata": (rodata_start, rodata_start + rodata),
+            "data": (data_start, data_start + rwdata), "bss": (end - bss, end)}
 
 
 def _unknown_names(messages: Sequence[str]) -> tuple[str, ...]:

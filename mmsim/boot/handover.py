@@ -18,7 +18,7 @@ from mmsim.physical.frames import PG
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.units import PAGE_SIZE, align_down, align_up, ctz, pfn_down, pfn_up
 
-__all__ = ["DeferredInit", "blocks_of", "memblock_free_all", "free_reserved_area"]
+__all__ = ["DeferredInit", "blocks_of", "first_deferred_pfn", "memblock_free_all", "free_reserved_area"]
 
 
 def blocks_of(start_pfn: int, end_pfn: int) -> Iterator[tuple[int, int]]:
@@ -86,21 +86,26 @@ class DeferredInit:
         return done
 
 
-def _deferred_from(memory: PhysicalMemory, nid: int) -> int:
-    """The first frame of a node whose struct page is left for later: the top zone gets one section now.
+def first_deferred_pfn(memory: PhysicalMemory, memblock: Memblock, nid: int) -> int:
+    """The first frame of a node whose struct page is left for later; the end of memory if none is.
 
-    5.17: mm/page_alloc.c, defer_init().
+    Zones below the node's highest are complete, for whoever needs low addresses; the highest gets at least one section (128 MiB) of
+    memory, up to the next section's start. 5.17: mm/page_alloc.c, defer_init().
     """
-    zones = memory.nodes[nid].populated_zones
-    if not zones:
-        return 0
-    top = zones[-1]
-    return align_up(top.start_pfn + PAGES_PER_SECTION, PAGES_PER_SECTION)
+    zones = memory.nodes[nid].populated_zones if nid in memory.nodes else []
+    initialised = 0
+    for start, end, _ in memblock.for_each_mem_pfn_range(nid) if zones else ():
+        start, end = max(start, zones[-1].start_pfn), min(end, zones[-1].end_pfn)
+        for pfn in range(align_up(start, PAGES_PER_SECTION), end, PAGES_PER_SECTION):
+            if initialised + pfn - start + 1 > PAGES_PER_SECTION:
+                return pfn
+        initialised += max(0, end - start)
+    return memory.frames.max_pfn
 
 
 def memblock_free_all(memory: PhysicalMemory, memblock: Memblock, layout: ZoneLayout,
                       deferred: bool = False) -> tuple[int, list[DeferredInit]]:
-    """Give all free memory to the buddy allocator; return the frames handed over, and what is left for later.
+    """Give all free memory to the buddy allocator; return the free frames (those left for later count), and the rest.
 
     The zones' estimates of managed pages become counts. 5.17: mm/memblock.c, memblock_free_all().
     """
@@ -108,14 +113,15 @@ def memblock_free_all(memory: PhysicalMemory, memblock: Memblock, layout: ZoneLa
         zone.managed_pages = 0
     _reserve_all(memory, memblock)
     later: dict[int, DeferredInit] = {}
+    limits = {nid: first_deferred_pfn(memory, memblock, nid) for nid in memory.nodes} if deferred else {}
     pages = 0
     for base, end, nid in list(memblock.for_each_free_mem_range()):
         start_pfn, end_pfn = pfn_up(base), min(pfn_down(end), memory.frames.max_pfn)
-        if deferred and start_pfn < end_pfn:
-            limit = max(start_pfn, min(end_pfn, _deferred_from(memory, nid)))
-            if limit < end_pfn:
-                later.setdefault(nid, DeferredInit(nid, [])).ranges.append((limit, end_pfn))
-                end_pfn = limit
+        limit = max(start_pfn, limits.get(nid, end_pfn))
+        if limit < end_pfn:
+            later.setdefault(nid, DeferredInit(nid, [])).ranges.append((limit, end_pfn))
+            pages += end_pfn - limit
+            end_pfn = limit
         for pfn, order in blocks_of(start_pfn, end_pfn):
             free_pages_core(memory, pfn, order)
             pages += 1 << order

@@ -69,6 +69,8 @@ class KernelImage:
     cpu_entry_area_tables: int = 3
     #: Page tables allocated beforehand: one for each 512 GiB of the 32 TiB vmalloc area.
     vmalloc_tables: int = 64
+    #: CONFIG_DEFERRED_STRUCT_PAGE_INIT: on large machines a thread for each node finishes the memory map.
+    deferred_struct_page_init: bool = False
     #: CONFIG_HIBERNATION: regions that must not be saved are noted, 32 bytes each.
     hibernation: bool = False
     #: A part of .bss that is shared with the hypervisor when memory is encrypted; freed where it is not (6.1's log says so).

@@ -88,7 +88,7 @@ class Boot:
         self.counters = counters if counters is not None else Counters()
         self.command_line = command_line
         self.options = BootOptions.parse(command_line, self.image.unknown_options)
-        self.deferred = deferred
+        self.deferred = deferred or self.image.deferred_struct_page_init
         self.provenance = Provenance("e820")
         self.memblock = Memblock(self.rules, self.klog, self.trace, self.provenance)
         self.e820, self.e820_source = E820Table.from_firmware(list(firmware_map), self.klog)

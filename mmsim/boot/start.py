@@ -46,6 +46,8 @@ class StartKernel:
         #: Frames of top-level page tables for vmalloc, allocated as soon as the buddy allocator can.
         self.vmalloc_tables: list[int] = []
         self.totalcma_pages = boot.cma[1] // PAGE_SIZE
+        #: Frames that were free at hand-over (5.17: totalram_pages() then).
+        self.totalram_pages = 0
         #: The software I/O TLB: (address, bytes), or (0, 0).
         self.swiotlb = (0, 0)
 
@@ -168,8 +170,8 @@ class StartKernel:
         self.swiotlb_init()
         self.boot.driver_requests("swiotlb_init")
         self.boot.provenance.phase = "buddy"
-        pages, self.deferred = memblock_free_all(self.memory, self.memblock, self.boot.layout, self.boot.deferred)
-        self.boot.note("buddy", "memblock_free_all", f"{pages} free frames are in the buddy allocator's lists now.")
+        self.totalram_pages, self.deferred = memblock_free_all(self.memory, self.memblock, self.boot.layout, self.boot.deferred)
+        self.boot.note("buddy", "memblock_free_all", f"{self.memory.nr_free_pages} free frames are in the buddy allocator's lists now.")
         self.preallocate_vmalloc_pages()
         self._printk(self.memory_line())
         if not self.hashes:
@@ -200,14 +202,13 @@ class StartKernel:
         """The balance in the kernel log. 5.17: mm/page_alloc.c, mem_init_print_info()."""
         image = self.image
         physpages = sum(node.present for node in self.memory.nodes.values())
-        totalram = sum(zone.managed_pages for zone in self.memory.zones())
 
         def kib(section: tuple[int, int]) -> int:
             return section[1] - section[0] >> 10
 
         return (f"Memory: {pages_to_kib(self.memory.nr_free_pages)}K/{pages_to_kib(physpages)}K available "
                 f"({kib(image.text)}K kernel code, {kib(image.data)}K rwdata, {kib(image.rodata)}K rodata, {kib(image.init)}K init, "
-                f"{kib(image.bss)}K bss, {pages_to_kib(physpages - totalram - self.totalcma_pages)}K reserved, "
+                f"{kib(image.bss)}K bss, {pages_to_kib(physpages - self.totalram_pages - self.totalcma_pages)}K reserved, "
                 f"{pages_to_kib(self.totalcma_pages)}K cma-reserved)")
 
     # -- per-CPU lists and reserves ------------------------------------------------------------------------
