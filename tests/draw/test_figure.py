@@ -17,14 +17,22 @@ def shot(width: float, say: str, **more: object) -> Frame:
     return Frame(scene, say, **more)  # type: ignore[arg-type]
 
 
-@figure("Counting", alt="Numbers from one to the wanted one.", params=[Range("upto", 1, 1000, 3), Choice("how", ["up", "down"])])
+@figure(
+    "Counting",
+    alt="Numbers from one to the wanted one.",
+    params=[Range("upto", 1, 1000, 3), Choice("how", ["up", "down"])],
+)
 def counting(upto: int, how: str, width: float) -> Iterator[Frame]:
     for number in range(1, upto + 1):
         ask = Ask("Which comes next?", number + 1, "One more.") if number == 1 else None
         yield shot(width, f"{number} <{how}>", ask=ask, event={"name": "mmsim:count", "number": number})
 
 
-@figure("Failing", alt="A figure that fails as asked.", params=[Choice("how", ["errno", "input", "zero", "none", "late", "other"])])
+@figure(
+    "Failing",
+    alt="A figure that fails as asked.",
+    params=[Choice("how", ["errno", "input", "zero", "none", "late", "other"])],
+)
 def failing(how: str, width: float) -> Iterator[Frame]:
     if how == "errno":
         raise Errno("ENOMEM", "no block of order 10 is free")
@@ -39,7 +47,11 @@ def failing(how: str, width: float) -> Iterator[Frame]:
         yield shot(width, f"laid out for {width}")
 
 
-@figure("Lab", alt="Operations that the reader edits.", params=[Operations("ops", "free 7", {"free": "pfn:addr"}), Toggle("quiet")])
+@figure(
+    "Lab",
+    alt="Operations that the reader edits.",
+    params=[Operations("ops", "free 7", {"free": "pfn:addr"}), Toggle("quiet")],
+)
 def lab(ops: list, quiet: bool) -> Iterator[Frame]:
     for op in ops:
         op.fail("EINVAL: not allocated")
@@ -59,7 +71,7 @@ def test_the_page_gets_both_layouts_of_the_same_story() -> None:
 
 
 def test_the_worker_computes_what_the_page_was_built_with() -> None:
-    assert json.loads(compute("%s:counting" % __name__, '{"upto": "3"}')) == counting().payload()
+    assert json.loads(compute(f"{__name__}:counting", '{"upto": "3"}')) == counting().payload()
 
 
 def test_one_layout_can_be_had_alone() -> None:
@@ -81,7 +93,9 @@ def test_values_that_are_not_json_come_back_as_a_sentence() -> None:
     assert "error" in json.loads(compute(counting.name, "{"))
 
 
-@pytest.mark.parametrize("name", ["nothing", "os:system", "mmsim.figures.nowhere:none", "mmsim.figures.:x", "a:b:c", "mmsim.figures.../x:y"])
+@pytest.mark.parametrize(
+    "name", ["nothing", "os:system", "mmsim.figures.nowhere:none", "mmsim.figures.:x", "a:b:c", "mmsim.figures.../x:y"]
+)
 def test_only_figures_can_be_computed(name: str) -> None:
     assert json.loads(compute(name, {}))["error"] == f"there is no figure {name!r}"
 
@@ -126,7 +140,11 @@ def test_the_bundle_has_words_the_element_and_a_picture() -> None:
 
 
 def test_no_script_can_enter_through_a_figure() -> None:
-    @figure("Hostile", alt="Text that would like to be markup.", params=[Operations("ops", "say hello", {"say": "what:rest"})])
+    @figure(
+        "Hostile",
+        alt="Text that would like to be markup.",
+        params=[Operations("ops", "say hello", {"say": "what:rest"})],
+    )
     def hostile(ops: list) -> Iterator[Frame]:
         scene = Scene()
         scene.text("t</script><script>", 0, 10, ops[0]["what"], tip=ops[0]["what"])

@@ -1,5 +1,6 @@
 """Every idiom keeps to its width, answers for its height, and names things so that they can move."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 
@@ -8,8 +9,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsim.draw import (
-    AddressBar, Axis, Bar, Bits, Call, CallGraph, Entry, Field, FlowChart, FrameBoard, FreeLists, Item, Lane, Ledger, Legend, Level,
-    Moment, Node, Region, RegionList, Run, Scene, Span, Step, Tank, Tape, TextPane, Timeline, TreeView, Way, runs_of, text_width,
+    AddressBar,
+    Axis,
+    Bar,
+    Bits,
+    Call,
+    CallGraph,
+    Entry,
+    Field,
+    FlowChart,
+    FrameBoard,
+    FreeLists,
+    Item,
+    Lane,
+    Ledger,
+    Legend,
+    Level,
+    Moment,
+    Node,
+    Region,
+    RegionList,
+    Run,
+    Scene,
+    Span,
+    Step,
+    Tank,
+    Tape,
+    TextPane,
+    Timeline,
+    TreeView,
+    Way,
+    runs_of,
+    text_width,
 )  # fmt: skip
 from mmsim.draw.frameboard import _aligned_pieces, _hilbert
 from mmsim.draw.scene import Idiom
@@ -31,7 +62,9 @@ def some_runs(random: random.Random, frames: int) -> list[Run]:
 
 def some_spans(random: random.Random) -> list[Span]:
     edges = sorted(random.sample(range(1 << 33), 8))
-    return [Span(a, b, random.choice(NAMES), random.choice(WORDS)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [
+        Span(a, b, random.choice(NAMES), random.choice(WORDS)) for a, b in zip(edges[::2], edges[1::2], strict=True)
+    ]
 
 
 def some_tree(random: random.Random, depth: int = 0, key: str = "r") -> Node:
@@ -48,22 +81,49 @@ def make(random: random.Random) -> Iterator[Idiom]:
     spans = some_spans(random)
     axis = Axis(0, 1 << 33, spans, scale=random.choice(["linear", "broken"]))
     yield AddressBar([Bar("firmware", spans), Bar("", spans[:1])], axis, cursor=1 << 30)
-    lists = {(random.randrange(11), random.randrange(3)): random.sample(range(4096), random.randrange(40)) for _ in range(6)}
+    lists = {
+        (random.randrange(11), random.randrange(3)): random.sample(range(4096), random.randrange(40)) for _ in range(6)
+    }
     taken: set[int] = set()
     for key, blocks in lists.items():
         lists[key] = [pfn for pfn in blocks if pfn not in taken]
         taken |= set(blocks)
     yield FreeLists(lists, [("Unmovable", "kernel"), ("Movable", "anon"), ("Reclaimable", "file")])
-    yield Tape([Item(str(n), random.choice(WORDS), random.choice(NAMES)) for n in range(random.randrange(50))], "list", most=20)
-    yield Tank("Normal", random.randrange(9000), 5000, [Level(random.randrange(6000), f"{word} {n}") for n, word in enumerate(WORDS)])
-    yield Ledger([Entry(f"{n}{word}", random.randrange(10**9), random.randrange(-99, 99)) for n, word in enumerate(WORDS)])
-    yield RegionList([Region(str(n), [hex(random.randrange(1 << 40))] * 3, "free") for n in range(random.randrange(30))], ["base", "end", "size"])
-    yield TextPane(["\t".join(random.choices(WORDS, k=9)) for _ in range(5)], old=["RAM"] * 5, rows=random.choice([0, 4]))
-    yield Bits(random.getrandbits(64), [Field("PFN", 51, 12, "table"), Field("flags", 11, 0), Field("NX", 63, 63)], name="pte")
+    yield Tape(
+        [Item(str(n), random.choice(WORDS), random.choice(NAMES)) for n in range(random.randrange(50))], "list", most=20
+    )
+    yield Tank(
+        "Normal",
+        random.randrange(9000),
+        5000,
+        [Level(random.randrange(6000), f"{word} {n}") for n, word in enumerate(WORDS)],
+    )
+    yield Ledger(
+        [Entry(f"{n}{word}", random.randrange(10**9), random.randrange(-99, 99)) for n, word in enumerate(WORDS)]
+    )
+    yield RegionList(
+        [Region(str(n), [hex(random.randrange(1 << 40))] * 3, "free") for n in range(random.randrange(30))],
+        ["base", "end", "size"],
+    )
+    yield TextPane(
+        ["\t".join(random.choices(WORDS, k=9)) for _ in range(5)], old=["RAM"] * 5, rows=random.choice([0, 4])
+    )
+    yield Bits(
+        random.getrandbits(64), [Field("PFN", 51, 12, "table"), Field("flags", 11, 0), Field("NX", 63, 63)], name="pte"
+    )
     yield TreeView(some_tree(random))
-    yield Timeline([Lane("kswapd0", [Moment(1, 2, "file", "x"), Moment(3, 3, "anon")]), Lane("t", [])], 0, 10, "ms", now=4)
-    yield CallGraph([Call(random.randrange(4), word or "f", word, random.choice(["", "lit", "now", "failed"])) for word in WORDS])
-    steps = [Step("a", WORDS[4], 0, 0, "choice", "lit"), Step("b", "wake kswapd", 1, 0, "end"), Step("c", "x", 0, 1), Step("d", "y", 1, 2)]
+    yield Timeline(
+        [Lane("kswapd0", [Moment(1, 2, "file", "x"), Moment(3, 3, "anon")]), Lane("t", [])], 0, 10, "ms", now=4
+    )
+    yield CallGraph(
+        [Call(random.randrange(4), word or "f", word, random.choice(["", "lit", "now", "failed"])) for word in WORDS]
+    )
+    steps = [
+        Step("a", WORDS[4], 0, 0, "choice", "lit"),
+        Step("b", "wake kswapd", 1, 0, "end"),
+        Step("c", "x", 0, 1),
+        Step("d", "y", 1, 2),
+    ]
     yield FlowChart(steps, [Way("a", "b", "yes"), Way("a", "c", "no", True), Way("c", "d"), Way("c", "a", "again")])
     yield Legend(NAMES)
 
@@ -98,7 +158,10 @@ def test_the_height_returned_holds_all_shapes(random: random.Random, width: floa
     for idiom in make(random):
         scene = Scene(width)
         height = idiom.draw(scene, "i", 0, 0, width)
-        lowest = max((shape["y"] + shape.get("h", shape.get("r", 0)) for shape in scene.shapes.values() if "y" in shape), default=0)
+        lowest = max(
+            (shape["y"] + shape.get("h", shape.get("r", 0)) for shape in scene.shapes.values() if "y" in shape),
+            default=0,
+        )
         assert lowest <= height + 2, type(idiom).__name__
         assert all(key.startswith("i") for key in scene.shapes)
 
@@ -117,7 +180,7 @@ def test_the_same_data_give_the_same_drawing(random: random.Random) -> None:
 def test_the_hilbert_curve_visits_each_cell_once_and_only_neighbours_in_turn(side: int) -> None:
     cells = [_hilbert(side, distance) for distance in range(side * side)]
     assert len(set(cells)) == side * side
-    assert all(abs(a - c) + abs(b - d) == 1 for (a, b), (c, d) in zip(cells, cells[1:], strict=False))
+    assert all(abs(a - c) + abs(b - d) == 1 for (a, b), (c, d) in itertools.pairwise(cells))
 
 
 @given(st.integers(0, 255), st.integers(0, 8), st.sampled_from([720.0, 344.0]))
@@ -140,7 +203,9 @@ def test_an_aligned_block_covers_its_own_cells_of_the_hilbert_board(pfn: int, or
 @settings(deadline=None)
 def test_pieces_are_aligned_and_cover_the_run(start: int, count: int) -> None:
     pieces = _aligned_pieces(start, count)
-    assert [frame for first, size in pieces for frame in range(first, first + size)] == list(range(start, start + count))
+    assert [frame for first, size in pieces for frame in range(first, first + size)] == list(
+        range(start, start + count)
+    )
     assert all(size & (size - 1) == 0 and first % size == 0 for first, size in pieces)
 
 
@@ -189,7 +254,7 @@ def test_labels_of_an_axis_do_not_touch() -> None:
     axis = Axis(0, 1 << 28)
     places = [(axis.place(tick) * 344, text_width(axis.show(tick), "small")) for tick in axis.ticks(344)]
     assert len(places) >= 3
-    assert all(b - a >= (wide + other) / 2 - 20 for (a, wide), (b, other) in zip(places, places[1:], strict=False))
+    assert all(b - a >= (wide + other) / 2 - 20 for (a, wide), (b, other) in itertools.pairwise(places))
 
 
 def test_a_block_keeps_its_key_when_it_changes_lists() -> None:

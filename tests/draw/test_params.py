@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from mmsim.draw import Choice, Operations, Range, Seed, Text, Toggle
 from mmsim.errors import InputError
 
-LAB = {"alloc": "order:int [type:movable|unmovable] -- take a block", "free": "pfn:addr", "mmap": "addr:addr length:size [note:rest]"}
+LAB = {
+    "alloc": "order:int [type:movable|unmovable] -- take a block",
+    "free": "pfn:addr",
+    "mmap": "addr:addr length:size [note:rest]",
+}
 
 
 @pytest.mark.parametrize(("param", "text", "sentence"), [
@@ -39,7 +43,15 @@ def test_a_bad_value_gets_one_sentence(param: Range, text: object, sentence: str
 @given(st.text(max_size=30))
 @settings(deadline=None)
 def test_no_text_does_more_than_raise_input_error(text: str) -> None:
-    for param in (Range("a", 0, 9), Range("b", 0.0, 1.0), Choice("c", [1, 2]), Toggle("d"), Seed(), Text("f"), Operations("g", "", LAB)):
+    for param in (
+        Range("a", 0, 9),
+        Range("b", 0.0, 1.0),
+        Choice("c", [1, 2]),
+        Toggle("d"),
+        Seed(),
+        Text("f"),
+        Operations("g", "", LAB),
+    ):
         try:
             value = param.read(text)
         except InputError:
@@ -78,7 +90,9 @@ def test_a_bad_operation_is_reported_at_its_line_and_the_others_stay(line: str, 
 
 
 def test_operations_read_sizes_words_and_names() -> None:
-    first, second = Operations("ops", "", LAB).read("mmap 0x7f0000 64K the heap, later\nalloc type=unmovable order=0x2  # four pages")
+    first, second = Operations("ops", "", LAB).read(
+        "mmap 0x7f0000 64K the heap, later\nalloc type=unmovable order=0x2  # four pages"
+    )
     assert (first["addr"], first["length"], first["note"]) == (0x7F0000, 65536, "the heap, later")
     assert second.args == {"type": "unmovable", "order": 2}
     assert second.get("node", 0) == 0

@@ -44,9 +44,7 @@ def test_warnings_and_lines_can_be_seen(theme: int) -> None:
 
 
 def _blend(colour: str, other: str, share: float) -> str:
-    mixed = [
-        round(int(colour[i : i + 2], 16) * (1 - share) + int(other[i : i + 2], 16) * share) for i in (1, 3, 5)
-    ]
+    mixed = [round(int(colour[i : i + 2], 16) * (1 - share) + int(other[i : i + 2], 16) * share) for i in (1, 3, 5)]
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
