@@ -1,4 +1,7 @@
-"""Requests from the GFP mask to the frame: zonelists, the fast path, bulk allocation. (Against the kernel's own C: the replay of golden/buddy.)"""
+"""Requests from the GFP mask to the frame: zonelists, the fast path, bulk allocation.
+
+The replay of golden/buddy holds the same functions against the kernel's own C.
+"""
 
 
 import pytest
@@ -70,9 +73,9 @@ def test_an_unmovable_request_avoids_mixing_pageblocks_while_a_whole_one_is_free
     with allocator.memory.trace.recording("kmem:mm_page_alloc_extfrag") as events:
         allocator.alloc_pages(c.GFP_KERNEL)
     assert [event["fragmenting"] for event in events] == [0]
-    context, flags = prepare_alloc_pages(allocator.memory, c.GFP_KERNEL, 0)
+    context, _ = prepare_alloc_pages(allocator.memory, c.GFP_KERNEL, 0)
     assert alloc_flags_nofragment(allocator.memory, context.preferred_zone, c.GFP_KERNEL) & c.ALLOC_NOFRAGMENT
-    context, flags = prepare_alloc_pages(allocator.memory, c.GFP_DMA32, 0)
+    context, _ = prepare_alloc_pages(allocator.memory, c.GFP_DMA32, 0)
     assert not alloc_flags_nofragment(allocator.memory, context.preferred_zone, c.GFP_DMA32) & c.ALLOC_NOFRAGMENT
 
 

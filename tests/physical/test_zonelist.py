@@ -1,5 +1,7 @@
 """Zonelists: whose memory is used next."""
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +48,7 @@ def test_every_node_comes_first_in_its_own_order_and_each_with_memory_comes_once
 def test_a_nearer_node_is_preferred_unless_cpus_or_numbers_make_up_for_two_units(machine):
     has_memory, has_cpu, distance = machine
     for node, order in enumerate(build_node_orders(has_memory, has_cpu, distance)):
-        for near, far in zip(order[1:], order[2:]):
+        for near, far in pairwise(order[1:]):
             assert distance[node][near] <= distance[node][far] + 2
 
 
