@@ -98,6 +98,8 @@ class _Harness:
     """The machine of one recorded sequence: zones on one node without CMA, calls on CPU 0, the shortened slow path."""
 
     def __init__(self, max_pfn: int, nr_cpus: int = 1):
+        if max_pfn > 1 << 26:
+            raise InputError(f"frames up to {max_pfn:#x} are more than a replay holds (256 GiB)")
         self.memory = PhysicalMemory(max_pfn, nr_cpus=nr_cpus, config=Config(cma=False, numa=False))
         self.node = self.memory.add_node(0)
         self.zones: dict[int, Zone] = {zone.index: zone for zone in self.node.zones}

@@ -33,6 +33,16 @@ def test_a_drain_in_another_order_is_found_out(monkeypatch, tmp_path):
     assert not all(check.agrees for check in traces(path))
 
 
+def test_a_machine_of_absurd_size_is_an_input_error(tmp_path):
+    with gzip.open(GOLDEN / "traces-5.17.jsonl.gz", "rt") as lines:
+        record = json.loads(next(lines))
+    record["zones"][0][2] = 1 << 50
+    path = tmp_path / "traces-huge.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="256 GiB"):
+        list(traces(path))
+
+
 def test_an_operation_that_nobody_knows_is_an_input_error(tmp_path):
     with gzip.open(GOLDEN / "traces-5.17.jsonl.gz", "rt") as lines:
         record = json.loads(next(lines))
