@@ -22,7 +22,7 @@ from mmsim.replay.registry import Check, replays, same
 __all__ = ["fragmentation"]
 
 
-@replays("fragindex/fragmentation*.jsonl*")
+@replays("fragindex/fragmentation*.jsonl*", "fragindex/*.jsonl*")
 def fragmentation(path: Path) -> Iterator[Check]:
     """For zones given by their free blocks: fragmentation_index, unusable_free_index and extfrag_for_order of each
     order, the zone's score plain and weighted; the node's score, the two thresholds, and whether proactive compaction

@@ -20,7 +20,7 @@ def _zone_or_bad(gfp_mask: int) -> int:
         return -1
 
 
-@replays("gfp/gfp*.json*")
+@replays("gfp/gfp*.json*", "gfp/*.json*")
 def gfp(path: Path) -> Iterator[Check]:
     """The zone of all sixteen zone selectors (-1: a bug), and of every flag and composite: its value, zone,
     migratetype, slow-path allocation flags; and that its printed names read back as the same value."""

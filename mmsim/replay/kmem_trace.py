@@ -187,7 +187,7 @@ def _zone_spans(path: Path) -> list[ZoneSpan]:
     return spans
 
 
-@replays("buddy.out/kmem-trace*.txt*")
+@replays("buddy.out/kmem-trace*.txt*", "*/kmem-trace*.txt*")
 def kmem_trace(path: Path) -> Iterator[Check]:
     """Every mm_page_* event, one check each: its block is aligned, in one zone, and where the event takes it from
     (not allocated twice, not freed twice, refilled from and drained to the free lists, on the CPU's own list of its
@@ -213,9 +213,14 @@ def kmem_trace(path: Path) -> Iterator[Check]:
         try:
             values: dict[str, int | str] = {
                 name: value if name == "gfp_flags" else int(value, 0) for name, value in fields.items()}
+            impossible = [values[name] for name in ("order", "fallback_order")
+                          if name in values and not 0 <= int(values[name]) < MAX_ORDER]
             frames.problems.clear()
-            getattr(frames, line["event"])(int(line["cpu"]), **values)
+            if not impossible:
+                getattr(frames, line["event"])(int(line["cpu"]), **values)
         except (TypeError, ValueError):
             raise InputError(f"line {number}: the event is cut off or has other fields: {text.strip()[:120]!r}") from None
+        if impossible:
+            raise InputError(f"line {number}: there are no blocks of order {impossible[0]}")
         yield Check(f"line {number}: {line['event']} {line['fields']}", not frames.problems,
                     "this event", "; ".join(frames.problems))

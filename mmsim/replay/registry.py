@@ -17,6 +17,7 @@ to the longest pattern.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Registration:
     def matches(self, path: Path) -> bool:
         """Tell whether the end of ``path`` fits the pattern."""
         wanted = self.pattern.split("/")
-        given = path.resolve().parts[-len(wanted):]
+        # Not resolve(): what counts is the name that was given, not what a link points to.
+        given = Path(os.path.abspath(path)).parts[-len(wanted):]
         return len(given) == len(wanted) and all(fnmatchcase(part, want) for part, want in zip(given, wanted))
 
 

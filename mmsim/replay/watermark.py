@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsim.constants import WMARK_LOW
+from mmsim.errors import InputError
 from mmsim.physical.vmstat import calculate_normal_threshold, calculate_pressure_threshold
 from mmsim.physical.watermark import (
     Reserves,
@@ -22,7 +23,7 @@ from mmsim.physical.watermark import (
 from mmsim.replay.readers import read_csv, read_jsonl
 from mmsim.replay.registry import Check, replays, same
 
-__all__ = ["config", "watermark_ok", "stat_thresholds"]
+__all__ = ["config", "other_records", "stat_thresholds", "watermark_ok"]
 
 
 @dataclass(slots=True)
@@ -115,7 +116,7 @@ def watermark_ok(path: Path) -> Iterator[Check]:
         yield same(f"line {record.line}: zone_watermark_fast {dict(record)}", record["fast"], fast)
 
 
-@replays("watermark/stat_thresholds*.csv*")
+@replays("watermark/stat_thresholds*.csv*", "watermark/*.csv*")
 def stat_thresholds(path: Path) -> Iterator[Check]:
     """The per-CPU counter thresholds, normal and under pressure, for a number of CPUs, a zone size and its marks."""
     for row in read_csv(path):
@@ -123,3 +124,17 @@ def stat_thresholds(path: Path) -> Iterator[Check]:
         yield same(f"{where} normal", row["normal"], calculate_normal_threshold(row["managed"], row["cpus"]))
         yield same(f"{where} pressure", row["pressure"],
                    calculate_pressure_threshold(row["wmark_min"], row["wmark_low"], row["cpus"]))
+
+
+@replays("watermark/*.jsonl*")
+def other_records(path: Path) -> Iterator[Check]:
+    """A file of another name: as config or as watermark_ok, by the fields of its first record."""
+    first = next(read_jsonl(path), None)
+    if first is None:
+        return
+    if "managed" in first:
+        yield from config(path)
+    elif "wm" in first:
+        yield from watermark_ok(path)
+    else:
+        raise InputError("holds neither machines (field 'managed') nor watermark checks (field 'wm')")

@@ -13,7 +13,7 @@ from mmsim.replay.registry import Check, replays, same
 __all__ = ["node_order"]
 
 
-@replays("zonelist/node_order*.jsonl*")
+@replays("zonelist/node_order*.jsonl*", "zonelist/*.jsonl*")
 def node_order(path: Path) -> Iterator[Check]:
     """The fallback order of each node of a machine given by its distances and by which nodes have CPUs and memory."""
     for record in read_jsonl(path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def test_nothing_compared_is_no_success(tmp_path, capsys):
     assert "not covered" in capsys.readouterr().out
     assert main([str(tmp_path / "missing")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "new"), [
+    ("watermark/config.jsonl.gz", "watermark/large.jsonl.gz"), ("watermark/watermark_ok.jsonl.gz", "watermark/more.jsonl.gz"),
+    ("watermark/stat_thresholds.csv.gz", "watermark/drift.csv.gz"), ("zonelist/node_order.jsonl.gz", "zonelist/eight.jsonl.gz"),
+    ("fragindex/fragmentation.jsonl.gz", "fragindex/b.jsonl.gz"), ("gfp/gfp.json", "gfp/flags.json")])
+def test_a_new_recording_is_known_by_its_folder_whatever_its_name(name, new, tmp_path, capsys):
+    (tmp_path / new).parent.mkdir()
+    shutil.copy(GOLDEN / name, tmp_path / new)
+    assert main([str(tmp_path / new)]) == 0
+    assert capsys.readouterr().out.startswith("agree ")
 
 
 def copy_of(name: str, tmp_path: Path) -> Path:
@@ -148,7 +160,6 @@ def change_one_event(tmp_path: Path, event: str, old: str, new: str) -> str:
     ("mm_page_free_batched", "order=0", "order=2", "only single pages"),
 ])
 def test_a_changed_event_of_a_trace_is_found(tmp_path, event, old, new, problem):
-    import re
     assert re.search(problem, change_one_event(tmp_path, event, old, new))
 
 
@@ -160,6 +171,13 @@ def test_an_allocation_of_a_frame_that_is_in_use_is_found(tmp_path):
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
     report = replay_file(path)
     assert report.status == 1 and "in use, not on a per-CPU list" in report.disagreements[0]
+
+
+def test_an_order_that_no_block_can_have_is_an_unusable_file_and_not_an_endless_loop(tmp_path):
+    path = copy_of("recordings/linux-5.17/buddy.out/kmem-trace.txt.gz", tmp_path)
+    text = gzip.decompress(path.read_bytes()).decode().replace("order=2", "order=60", 1)
+    path.write_bytes(gzip.compress(text.encode()))
+    assert "no blocks of order 60" in replay_file(path).error
 
 
 def test_the_list_names_every_pattern_and_says_what_is_compared(capsys):
