@@ -12,7 +12,7 @@ const plainFetch = self.fetch.bind(self);
 
 function count(bytes) {
   loaded += bytes;
-  const now = performance.now();
+  const now = lastByte = performance.now();
   if (now - told < 50 && loaded < total) return;
   told = now;
   const mb = (n) => (n / 1e6).toFixed(1);
@@ -20,8 +20,23 @@ function count(bytes) {
   post({progress: {fraction: there / total, text: `Loading Python, ${mb(there)} of ${mb(total)} MB:`}});
 }
 
+// Pyodide waits for ever for a file that can't be had; this promise ends the wait.
+let fail;
+const failure = new Promise((_, reject) => { fail = reject; });
+failure.catch(() => {});
+let lastByte = performance.now();
+const STALLED_AFTER_MS = 60_000;
+
 async function countingFetch(resource, options) {
-  const response = await plainFetch(resource, options);
+  const name = String(resource.url ?? resource).replace(/^.*\//, "");
+  let response;
+  try {
+    response = await plainFetch(resource, options);
+  } catch (error) {
+    fail(new Error(`${name} could not be fetched`));
+    throw error;
+  }
+  if (!response.ok) fail(new Error(`${name}: the server answered ${response.status}`));
   if (!response.ok || !response.body) return response;
   const counter = new TransformStream({
     transform(chunk, controller) {
@@ -47,7 +62,11 @@ async function boot() {
     import(new URL("pyodide/pyodide.mjs", here).href),
     get(manifest.wheel).then((response) => response.arrayBuffer()),
   ]);
-  const pyodide = await loadPyodide({indexURL: new URL("pyodide/", here).href});
+  const watch = setInterval(() => {
+    if (performance.now() - lastByte > STALLED_AFTER_MS) fail(new Error("the download stands still"));
+  }, 5000);
+  const pyodide = await Promise.race([loadPyodide({indexURL: new URL("pyodide/", here).href}), failure]);
+  clearInterval(watch);
   self.fetch = plainFetch;
   post({progress: {fraction: null, text: "Starting Python"}});
   pyodide.unpackArchive(wheel, "wheel");

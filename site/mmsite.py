@@ -78,7 +78,6 @@ def icon_styles(script: str) -> str:
 
 def build_wheel(target: Path) -> Path:
     """The wheel of mmsim that the page unpacks, built in place (no environment, no network)."""
-    import os
 
     from flit_core.buildapi import build_wheel as flit_build_wheel
 
