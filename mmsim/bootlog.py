@@ -36,7 +36,7 @@ _MODELLED = {
     "pcpu_embed_first_chunk": "", "pcpu_fc_alloc": "", "pcpu_setup_first_chunk": "",
     "pcpu_alloc_first_chunk": "pcpu_alloc_first_chunk", "alloc_large_system_hash": "print_unknown_bootoptions",
     "spp_getpage": "spp_getpage", "swiotlb_init": "swiotlb_init", "swiotlb_init_with_tbl": "swiotlb_init",
-    "swiotlb_init_remap": "swiotlb_init",
+    "swiotlb_init_remap": "swiotlb_init", "swiotlb_memblock_alloc": "swiotlb_init",
 }
 
 
@@ -136,7 +136,7 @@ def _image(recording: Recording, messages: Sequence[str], inputs: BootInputs) ->
     changes["hibernation"] = any(matching(messages, r"^PM: hibernation: Registered nosave"))
     changes["dma_cma"] = any(matching(messages, r"^cma: "))
     changes["unknown_options"] = _unknown_names(messages)
-    changes["driver_requests"] = _driver_requests(requests)
+    changes["driver_requests"] = _driver_requests(messages)
     return image.replace(**changes)
 
 
@@ -193,19 +193,28 @@ def _unknown_names(messages: Sequence[str]) -> tuple[str, ...]:
     return tuple(word.partition("=")[0] for word in line[1].split()) if line else ()
 
 
-def _driver_requests(requests: Sequence[MemblockRequest]) -> tuple[DriverRequest, ...]:
+def _driver_requests(messages: Sequence[str]) -> tuple[DriverRequest, ...]:
     """The requests of functions that the model knows nothing of, each with the step that it comes after."""
-    after, found, command_line_copies = "init_mem_mapping", [], 0
-    for request in requests:
+    after, command_line_copies = "init_mem_mapping", 0
+    found: list[DriverRequest] = []
+    for message in messages:
+        if message.startswith("ACPI: Reserving"):
+            after = "acpi_reserve_initial_tables"
+        elif message.startswith("smpboot: Allowing"):
+            after = "io_apic_init_mappings"
+        parsed = memblock_requests([message])
+        if not parsed:
+            continue
+        request = parsed[0]
         if request.caller in _MODELLED:
             after = _MODELLED[request.caller] or after
             if request.caller == "start_kernel":
                 command_line_copies += 1
                 if command_line_copies > 2:
                     after = "print_unknown_bootoptions"
-        elif request.function == "memblock_alloc_try_nid":
+        else:
             found.append(DriverRequest(after, request.size, request.align, request.caller, request.min_addr, request.max_addr,
-                                       request.nid))
+                                       request.nid, request.function.removeprefix("memblock_")))
     return tuple(found)
 
 
@@ -217,9 +226,13 @@ def _platform(recording: Recording, messages: Sequence[str]) -> Platform:
     cpus = next(matching(messages, r"^smpboot: Allowing (\d+) CPUs, (\d+) hotplug"), None)
     srat = tuple(SratMemory(int(m[1]), int(m[3], 16), int(m[4], 16) + 1, int(m[2]), bool(m[5])) for m in matching(
         messages, r"^ACPI: SRAT: Node (\d+) PXM (\d+) \[mem (0x[0-9a-f]+)-(0x[0-9a-f]+)\]( hotplug)?"))
-    cpu_to_node = tuple(int(m[1]) for m in matching(messages, r"^SRAT: PXM \d+ -> APIC 0x[0-9a-f]+ -> Node (\d+)"))
-    platform = Platform(initrd=_initrd(messages), acpi_tables=tables, cpu_to_node=cpu_to_node, srat=srat,
-                        nr_cpus=int(cpus[1]) if cpus else 1, hotplug_cpus=int(cpus[2]) if cpus else 0)
+    affinity = list(matching(messages, r"^SRAT: PXM \d+ -> APIC (0x[0-9a-f]+) -> Node (\d+)"))
+    cpu_to_node = tuple(int(m[2]) for m in affinity)
+    online = next(matching(messages, r"^smp: Brought up \d+ nodes?, (\d+) CPU"), None)
+    platform = Platform(
+        initrd=_initrd(messages), acpi_tables=tables, nr_cpus=int(cpus[1]) if cpus else 1,
+        hotplug_cpus=int(cpus[2]) if cpus else 0, online_limit=int(online[1]) if online else 0, srat=srat,
+        cpu_to_node=cpu_to_node, apic_ids=tuple(int(m[1], 16) for m in affinity))
     if any(table.name == "SLIT" for table in tables):
         platform = platform.replace(distances=_distances(recording.command, max([a.nid for a in srat] + list(cpu_to_node)) + 1))
     meminfo = recording.sections.get("/proc/meminfo", "")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from mmsim.boot.memblock import Memblock
 from mmsim.boot.zones import ZoneLayout
 from mmsim.constants import MAX_ORDER, MIGRATE_MOVABLE, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PAGES_PER_SECTION
-from mmsim.physical.free import free_pages, free_pages_core
 from mmsim.physical.frames import PG
+from mmsim.physical.free import free_pages, free_pages_core
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.units import PAGE_SIZE, align_down, align_up, ctz, pfn_down, pfn_up
 

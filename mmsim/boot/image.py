@@ -30,6 +30,8 @@ class DriverRequest:
     min_addr: int = 0
     max_addr: int = 0
     nid: int = -1
+    #: The function of memblock: ``alloc_try_nid``, ``alloc_try_nid_raw``, ``alloc_exact_nid_raw`` or ``phys_alloc_range``.
+    function: str = "alloc_try_nid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class KernelImage:
     #: Allocations of single drivers.
     driver_requests: tuple[DriverRequest, ...] = (
         DriverRequest("acpi_boot_init", 73, caller="acpi_parse_hpet"),
-        DriverRequest("acpi_boot_init", 75, caller="io_apic_init_mappings"),
+        DriverRequest("io_apic_init_mappings", 75, caller="io_apic_init_mappings"),
     )
 
     @property
@@ -162,12 +164,16 @@ class Platform:
     #: (start, size) of the initial RAM disk in bytes, or None.
     initrd: tuple[int, int] | None = None
     acpi_tables: tuple[AcpiTable, ...] = ()
+    #: CPUs that the machine can ever have, and how many of them may be plugged in later.
     nr_cpus: int = 1
-    #: CPUs that may be plugged in later: the kernel keeps the code for several CPUs then.
     hotplug_cpus: int = 0
-    #: The node of each CPU as the SRAT says; empty: no SRAT.
+    #: CPUs that come up, if that is fewer than those present (maxcpus=).
+    online_limit: int = 0
+    #: The node of each CPU as the SRAT says (-1: it says nothing); empty: no SRAT.
     cpu_to_node: tuple[int, ...] = ()
     srat: tuple[SratMemory, ...] = ()
+    #: The local APIC id of each CPU in the SRAT, if it is not the CPU's number.
+    apic_ids: tuple[int, ...] = ()
     #: The SLIT: distances between nodes, or None. The kernel reserves a table for it only if there is one.
     distances: tuple[tuple[int, ...], ...] | None = None
     #: The BIOS data area: memory below 640 KiB in KiB, and the extended BIOS data area.
@@ -175,6 +181,12 @@ class Platform:
     ebda: int = 0x9FC00
     #: 1 GiB pages for the direct map (pdpe1gb in /proc/cpuinfo).
     gbpages: bool = False
+
+    @property
+    def online_cpus(self) -> int:
+        """CPUs that run when the boot is over."""
+        present = max(self.nr_cpus - self.hotplug_cpus, 1)
+        return min(present, self.online_limit or present)
 
     def replace(self, **changes: object) -> "Platform":
         """This platform with other values."""

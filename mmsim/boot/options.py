@@ -47,7 +47,8 @@ class BootOptions:
         ['nopti', 'scenario=boot']
         """
         options = cls()
-        flags, settings = [], []
+        flags: list[str] = []
+        settings: list[str] = []
         for word in command_line.split():
             if word == "--":
                 break

@@ -26,12 +26,12 @@ from mmsim.boot.e820 import E820Entry, E820Table
 from mmsim.boot.e820_params import finish_early_params, parse_command_line
 from mmsim.boot.image import KernelImage, Platform
 from mmsim.boot.memblock import Memblock
-from mmsim.boot.numa import NumaInfo, numa_init
+from mmsim.boot.numa import NumaInfo, init_cpu_to_node, numa_init
 from mmsim.boot.options import BootOptions
 from mmsim.boot.provenance import Provenance, Run
 from mmsim.boot.regions import Region
 from mmsim.boot.sparse import SparseMap, sparse_init
-from mmsim.boot.zones import ZoneLayout, find_dma_reserve, free_area_init
+from mmsim.boot.zones import ZoneLayout, find_dma_reserve, free_area_init, init_memoryless_node
 from mmsim.clock import Clock
 from mmsim.config import Config
 from mmsim.constants import ISA_END_ADDRESS, MAX_DMA32_PFN, MAX_ORDER
@@ -104,6 +104,8 @@ class Boot:
         self.crashkernel: CrashKernel | None = None
         #: The contiguous memory area for devices: (base, size), size 0 if there is none.
         self.cma = (0, 0)
+        #: Huge pages too large for the buddy allocator, taken while memblock still serves: (base, size).
+        self.gigantic_pages: list[tuple[int, int]] = []
         self.direct_map: DirectMap | None = None
         self.memory: PhysicalMemory | None = None
 
@@ -124,9 +126,18 @@ class Boot:
     def driver_requests(self, after: str) -> None:
         """Serve the allocations that single drivers make at this point."""
         for request in self.image.driver_requests:
-            if request.after == after and not self.memblock.alloc_try_nid(
-                    request.size, request.align, request.min_addr, request.max_addr, request.nid, request.caller):
-                raise KernelPanic(f"{request.caller}: Failed to allocate {request.size} bytes")
+            if request.after != after:
+                continue
+            if request.function == "phys_alloc_range":
+                found = self.memblock.phys_alloc_range(request.size, request.align, request.min_addr, request.max_addr,
+                                                       request.caller)
+            else:
+                allocate = getattr(self.memblock, request.function)
+                found = allocate(request.size, request.align, request.min_addr, request.max_addr, request.nid, request.caller)
+            if found and "bootmem_huge_page" in request.caller:
+                self.gigantic_pages.append((found, request.size))
+            if not found:
+                self._printk(f"{request.caller}: Failed to allocate {request.size} bytes align={request.align:#x}")
 
     # -- setup_arch() --------------------------------------------------------------------------------------
 
@@ -201,6 +212,12 @@ class Boot:
         tables = len(self.direct_map.tables)
         self.note("mapping", "init_mem_mapping", f"All RAM is mapped; that took {tables} page tables.")
         self.driver_requests("init_mem_mapping")
+
+    @property
+    def max_possible_pfn(self) -> int:
+        """The end of memory, or of what may be plugged in later (5.17: max_possible_pfn)."""
+        ends = [pfn_up(area.end) for area in self.platform.srat] if not self.options.numa.startswith(("off", "noacpi")) else []
+        return max([self.max_pfn, *ends])
 
     @property
     def mapped_end(self) -> int:
@@ -280,15 +297,19 @@ class Boot:
         self.sparse = sparse_init(self.memblock, self.image, self.numa.node_data)
         share = self.sparse.memmap_bytes
         self.note("memmap", "sparse_init", f"{len(self.sparse.memmap)} sections get struct pages: {share // MIB} MiB.")
-        self.memory = PhysicalMemory(self.max_pfn, nr_cpus=self.platform.nr_cpus, config=self.config, rules=self.rules,
+        self.memory = PhysicalMemory(self.max_pfn, nr_cpus=self.platform.online_cpus, config=self.config, rules=self.rules,
                                      clock=self.clock, trace=self.trace, counters=self.counters, klog=self.klog)
         self.layout = free_area_init(self.memory, self.memblock, self.sparse, self.max_pfn, self.options.core,
                                      self.numa.nodes, dma_reserve, self._printk)
-        self.memory.cpu_to_node = list(self.numa.cpu_to_node)
-        for nid, node in self.memory.nodes.items():
-            node.cpus = list(self.numa.cpu_masks.get(nid, ()))
         self.note("memmap", "free_area_init", "Every frame has its zone, and is in no list yet.")
         self.driver_requests("acpi_boot_init")
+        for nid in init_cpu_to_node(self.numa, self.memblock, self.image.sizeof_pg_data_t, self._printk):
+            init_memoryless_node(self.memory, nid, self._printk)
+        cpus = self.platform.online_cpus
+        self.memory.cpu_to_node = self.numa.cpu_to_node[:cpus]
+        for nid, node in self.memory.nodes.items():
+            node.cpus = [cpu for cpu in self.numa.cpu_masks.get(nid, ()) if cpu < cpus]
+        self.driver_requests("io_apic_init_mappings")
 
     def reserve_resources(self) -> None:
         """Note the map for /proc/iomem and /sys/firmware/memmap, and find the hole for PCI devices."""

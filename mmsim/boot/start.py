@@ -9,22 +9,32 @@ from mmsim.boot.handover import DeferredInit, free_reserved_area, memblock_free_
 from mmsim.boot.hash import EARLY_HASHES, LargeHash, hash_line, large_system_hash
 from mmsim.boot.percpu import PerCpuLayout, build_alloc_info, embed_first_chunk
 from mmsim.boot.setup import Boot
-from mmsim.constants import (GFP_KERNEL, MAX_DMA32_PFN, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, WMARK_LOW, ZONE_MOVABLE, ZONE_NAMES,
-                             _GFP_ZERO)
+from mmsim.constants import (
+    _GFP_ZERO,
+    GFP_KERNEL,
+    MAX_DMA32_PFN,
+    MIGRATE_TYPES,
+    PAGEBLOCK_NR_PAGES,
+    WMARK_LOW,
+    ZONE_MOVABLE,
+    ZONE_NAMES,
+)
 from mmsim.errors import KernelPanic
+from mmsim.physical.frames import PG
 from mmsim.physical.free import init_cma_reserved_pageblock
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.page_alloc import PageAllocator
 from mmsim.physical.vmstat import calculate_normal_threshold, percpu_drift_mark
 from mmsim.physical.watermark import Reserves, calculate_totalreserve_pages, zone_batchsize, zone_highsize
 from mmsim.physical.zonelist import build_node_orders, build_zonelists, fallback_order_line
-from mmsim.units import KIB, MIB, PAGE_SIZE, align_up, pages_to_kib, pfn_down
+from mmsim.units import KIB, MIB, PAGE_SIZE, align_up, pages_to_kib, pfn_down, roundup_pow_of_two
 
 __all__ = ["StartKernel"]
 
 IO_TLB_DEFAULT_SIZE = 64 * MIB
 IO_TLB_SIZE = 2 * KIB
 SIZEOF_IO_TLB_SLOT = 24
+SIZEOF_IO_TLB_AREA = 16                 # one area a CPU since 6.0, each with a lock of its own
 
 
 class StartKernel:
@@ -151,7 +161,7 @@ class StartKernel:
     def swiotlb_init(self) -> None:
         """Bounce buffers below 4 GiB, on machines with memory above. 5.17: kernel/dma/swiotlb.c, swiotlb_init()."""
         options = self.boot.options
-        wanted = self.boot.max_pfn > MAX_DMA32_PFN or options.swiotlb_force == "force"
+        wanted = self.boot.max_possible_pfn > MAX_DMA32_PFN or options.swiotlb_force == "force"
         if not self.image.swiotlb or not wanted or options.swiotlb_force == "noforce":
             return
         size = options.swiotlb_slabs * IO_TLB_SIZE or IO_TLB_DEFAULT_SIZE
@@ -161,6 +171,9 @@ class StartKernel:
             self._printk("Cannot allocate buffer")
             return
         self._alloc(align_up(size // IO_TLB_SIZE * SIZEOF_IO_TLB_SLOT, PAGE_SIZE), PAGE_SIZE, "swiotlb_init_with_tbl")
+        if self.boot.rules.release != "5.17":
+            areas = roundup_pow_of_two(self.boot.platform.nr_cpus)
+            self._alloc(SIZEOF_IO_TLB_AREA * areas, 64, "swiotlb_init_remap")
         self.swiotlb = address, size
 
     # -- the hand-over -------------------------------------------------------------------------------------
@@ -233,7 +246,8 @@ class StartKernel:
         for zone in self.memory.zones():
             cpus = self.memory.nr_cpus
             zone.stat_threshold = calculate_normal_threshold(zone.managed_pages, cpus)
-            zone.percpu_drift_mark = percpu_drift_mark(*zone.watermark, zone.stat_threshold, cpus)
+            zone.percpu_drift_mark = percpu_drift_mark(
+                zone.watermark[0], zone.watermark[1], zone.watermark[2], zone.stat_threshold, cpus)
 
     def _after_wmarks(self) -> None:
         self.set_pageset()
@@ -246,7 +260,8 @@ class StartKernel:
         """What the initcalls and kernel_init() change: watermarks, huge pages, and memory that only the boot needed."""
         boot, image = self.boot, self.image
         boot.provenance.phase = "freed"
-        if boot.platform.nr_cpus == 1 or not boot.platform.hotplug_cpus:
+        uniprocessor = boot.platform.online_limit == 1 or boot.platform.nr_cpus - boot.platform.hotplug_cpus <= 1
+        if not uniprocessor or boot.platform.nr_cpus == 1:
             self._free("SMP alternatives", *image.smp_locks)
         for work in self.deferred:
             work.run(self.memory)
@@ -254,6 +269,7 @@ class StartKernel:
         self.init_cma()
         self.init_per_zone_wmark_min()
         boot.note("buddy", "init_per_zone_wmark_min", "The zones have their watermarks.")
+        self.gather_gigantic_pages()
         totalram = sum(zone.managed_pages for zone in self.memory.zones())
         if image.transparent_hugepage and totalram >= 512 * MIB // PAGE_SIZE:
             self.reserves.set_recommended_min_free_kbytes(boot.options.transparent_hugepage != "never")
@@ -266,6 +282,16 @@ class StartKernel:
         base, size = self.boot.cma
         for pfn in range(pfn_down(base), pfn_down(base + size), PAGEBLOCK_NR_PAGES):
             init_cma_reserved_pageblock(self.memory.frames.page_zone(pfn), pfn)
+
+    def gather_gigantic_pages(self) -> None:
+        """Huge pages from memblock become managed, in use by hugetlb. 5.17: mm/hugetlb.c, gather_bootmem_prealloc()."""
+        frames = self.memory.frames
+        for base, size in self.boot.gigantic_pages:
+            pfn, pages = pfn_down(base), size // PAGE_SIZE
+            for page in range(pfn, pfn + pages):
+                frames.flags[page] &= ~PG["reserved"]
+                frames.refcount[page] = int(page == pfn)
+            frames.page_zone(pfn).managed_pages += pages
 
     def free_boot_memory(self) -> None:
         """The RAM disk once it is unpacked, init code and data, gaps between sections. 5.17: free_initmem(), mark_rodata_ro()."""

@@ -13,14 +13,27 @@ from dataclasses import dataclass, field
 
 from mmsim.boot.memblock import Memblock
 from mmsim.boot.sparse import SparseMap
-from mmsim.constants import (MAX_DMA32_PFN, MAX_DMA_PFN, MAX_NR_ZONES, MAX_ORDER, MIGRATE_MOVABLE, PAGEBLOCK_NR_PAGES,
-                             PAGEBLOCK_ORDER, PAGES_PER_SECTION, SIZEOF_STRUCT_PAGE, ZONE_DEVICE, ZONE_DMA, ZONE_MOVABLE,
-                             ZONE_NAMES, ZONE_NORMAL)
+from mmsim.constants import (
+    MAX_DMA32_PFN,
+    MAX_DMA_PFN,
+    MAX_NR_ZONES,
+    MAX_ORDER,
+    MIGRATE_MOVABLE,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+    PAGES_PER_SECTION,
+    SIZEOF_STRUCT_PAGE,
+    ZONE_DEVICE,
+    ZONE_DMA,
+    ZONE_MOVABLE,
+    ZONE_NAMES,
+    ZONE_NORMAL,
+)
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.zone import Zone
 from mmsim.units import PAGE_SIZE, align_down, align_up, format_mem_range, memparse, pfn_down, pfn_to_phys, pfn_up
 
-__all__ = ["CoreOptions", "ZoneLayout", "find_dma_reserve", "free_area_init"]
+__all__ = ["CoreOptions", "ZoneLayout", "find_dma_reserve", "free_area_init", "init_memoryless_node"]
 
 MAX_ORDER_NR_PAGES = 1 << MAX_ORDER - 1
 Printk = Callable[[str], None]
@@ -92,10 +105,11 @@ def _zone_limits(layout: ZoneLayout, memblock: Memblock, max_pfn: int) -> None:
         start = end
 
 
-def find_zone_movable_pfns(layout: ZoneLayout, memblock: Memblock, options: CoreOptions) -> int:
+def find_zone_movable_pfns(layout: ZoneLayout, memblock: Memblock, options: CoreOptions, within_node: bool = False) -> int:
     """Spread the pages that the kernel may use for itself evenly over the nodes; zone Movable starts behind them.
 
-    Return the index of the zone type that Movable is cut from. 5.17: mm/page_alloc.c, find_zone_movable_pfns_for_nodes().
+    Return the index of the zone type that Movable is cut from. ``within_node``: forget a start behind the node's end.
+    5.17: mm/page_alloc.c, find_zone_movable_pfns_for_nodes().
     """
     movable_zone = next((i for i in range(ZONE_NORMAL, -1, -1) if layout.highest[i] > layout.lowest[i]), ZONE_DMA)
     total = sum(end - start for start, end, _ in memblock.for_each_mem_pfn_range())
@@ -142,7 +156,7 @@ def find_zone_movable_pfns(layout: ZoneLayout, memblock: Memblock, options: Core
             break
     for nid in nodes:
         pfn = -(-movable[nid] // MAX_ORDER_NR_PAGES) * MAX_ORDER_NR_PAGES
-        if pfn < layout.node_ranges[nid][1]:
+        if pfn and (pfn < layout.node_ranges[nid][1] or not within_node):
             layout.movable_pfn[nid] = pfn
     return movable_zone
 
@@ -184,7 +198,7 @@ def free_area_init(memory: PhysicalMemory, memblock: Memblock, sparse: SparseMap
         ranges = [(start, end) for start, end, _ in memblock.for_each_mem_pfn_range(nid)]
         if ranges:
             layout.node_ranges[nid] = min(start for start, _ in ranges), max(end for _, end in ranges)
-    movable_zone = find_zone_movable_pfns(layout, memblock, options)
+    movable_zone = find_zone_movable_pfns(layout, memblock, options, memory.rules.movable_zone_within_node)
     printk("Zone ranges:")
     for index in (0, 1, 2, ZONE_DEVICE):
         low, high = layout.lowest[index], layout.highest[index]
@@ -201,15 +215,20 @@ def free_area_init(memory: PhysicalMemory, memblock: Memblock, sparse: SparseMap
     return layout
 
 
-def _init_node(memory: PhysicalMemory, layout: ZoneLayout, memblock: Memblock, nid: int, movable_zone: int, printk: Printk) -> None:
-    start, end = layout.node_ranges.get(nid, (0, 0))
-    if not end and memory.rules.release != "5.17":
-        printk(f"Initializing node {nid} as memoryless")
+def init_memoryless_node(memory: PhysicalMemory, nid: int, printk: Printk) -> None:
+    """A node that has CPUs only (5.17: arch/x86/mm/numa.c, init_memory_less_node())."""
+    if memory.rules.release == "5.17":
+        printk(f"Initmem setup node {nid} [mem 0x{0:016x}-0x{0:016x}]")
     else:
-        printk(f"Initmem setup node {nid} [mem 0x{pfn_to_phys(start):016x}-0x{max(pfn_to_phys(end) - 1, 0):016x}]")
+        printk(f"Initializing node {nid} as memoryless")
+    memory.add_node(nid)
+    memory.nodes = dict(sorted(memory.nodes.items()))
+
+
+def _init_node(memory: PhysicalMemory, layout: ZoneLayout, memblock: Memblock, nid: int, movable_zone: int, printk: Printk) -> None:
+    start, end = layout.node_ranges[nid]
+    printk(f"Initmem setup node {nid} {format_mem_range(pfn_to_phys(start), pfn_to_phys(end))}")
     node = memory.add_node(nid, start, end - start)
-    if not end:
-        return
     for index in range(MAX_NR_ZONES):
         low, high = _zone_span(layout, index, nid, movable_zone)
         zone = node.zones[index]
