@@ -7,17 +7,20 @@ frame is in one of four places, and every event moves a block from one to anothe
        ▲                          │    ▲                               │
        └────────mm_page_alloc─────┘    └──mm_page_alloc_zone_locked────┘    (other orders: straight to mm_page_alloc)
 
-An event agrees if all frames of its block are where it must take them from (or were never seen), and its fields fit.
+An event agrees if all frames of its block are where it must take them from (or were never seen), and its fields fit. As far
+as the contents of a per-CPU list are known, the very frame is predicted: an allocation takes the head, a drain the tail.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from mmsim.constants import MAX_ORDER, MIGRATE_PCPTYPES, PAGEBLOCK_ORDER, ZONE_NAMES
+from mmsim.constants import MAX_ORDER, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, PAGEBLOCK_ORDER, ZONE_NAMES
 from mmsim.errors import InputError, KernelBug
 from mmsim.physical.fallback import FALLBACKS
 from mmsim.physical.gfp import GFP_FLAGS, gfp_migratetype, gfp_zone
@@ -46,6 +49,72 @@ class Block:
     migratetype: int = -1
 
 
+class PcpLists:
+    """What is known of the per-CPU lists: for each the blocks at its head, above those that were there before the trace.
+
+    A freed block goes to the list of its pageblock's type, which the trace tells only afterwards, when the block is
+    allocated again or drained: ``pageblock_types`` is gathered before the replay. Where that leaves a doubt, lists of the
+    CPU and order are not predicted until they have been empty.
+    """
+
+    def __init__(self, pageblock_types: Mapping[int, int]):
+        self.pageblock_types = pageblock_types
+        self._lists: dict[tuple[int, int, int, int], deque[int]] = {}
+        self._doubtful: set[tuple[int, int, int, int]] = set()
+        self._refilling: tuple[int, int, int, int] | None = None
+
+    @staticmethod
+    def _key(cpu: int, zone: int, order: int, migratetype: int) -> tuple[int, int, int, int]:
+        # Types without lists of their own stand among the movable blocks.
+        return cpu, zone, order, migratetype if migratetype < MIGRATE_PCPTYPES else MIGRATE_MOVABLE
+
+    def free(self, cpu: int, zone: int, order: int, pfn: int) -> None:
+        """A block comes to the head of its list."""
+        self._refilling = None
+        migratetype = self.pageblock_types.get(pfn >> PAGEBLOCK_ORDER, -1)
+        if migratetype >= 0:
+            self._lists.setdefault(self._key(cpu, zone, order, migratetype), deque()).appendleft(pfn)
+        else:
+            self._doubtful.update(self._key(cpu, zone, order, each) for each in range(MIGRATE_PCPTYPES))
+
+    def refill(self, cpu: int, zone: int, order: int, migratetype: int, pfn: int) -> str:
+        """A block comes to the tail of a list that has run empty. Return what is wrong, or nothing."""
+        key = self._key(cpu, zone, order, migratetype)
+        pages = self._lists.setdefault(key, deque())
+        problem = ""
+        if self._refilling != key:
+            if pages and key not in self._doubtful:
+                problem = f"the list is refilled while it holds {len(pages)} blocks"
+            pages.clear()
+            self._doubtful.discard(key)
+            self._refilling = key
+        pages.append(pfn)
+        return problem
+
+    def allocate(self, cpu: int, zone: int, order: int, migratetype: int, pfn: int) -> str:
+        """A block is taken from the head of a list. Return what is wrong, or nothing."""
+        self._refilling = None
+        return self._take(self._key(cpu, zone, order, migratetype), pfn, 0)
+
+    def drain(self, cpu: int, zone: int, order: int, migratetype: int, pfn: int) -> str:
+        """A block is taken from the tail of a list: first those that were there before the trace. Return what is wrong."""
+        self._refilling = None
+        key = self._key(cpu, zone, order, migratetype)
+        return self._take(key, pfn, -1) if pfn in self._lists.get(key, ()) else ""
+
+    def _take(self, key: tuple[int, int, int, int], pfn: int, end: int) -> str:
+        pages = self._lists.get(key)
+        if not pages:
+            return ""
+        predicted = pages[end]
+        if predicted == pfn:
+            pages.pop() if end else pages.popleft()
+            return ""
+        if pfn in pages:
+            pages.remove(pfn)
+        return "" if key in self._doubtful else f"the {'tail' if end else 'head'} of the CPU's list is {predicted:#x}"
+
+
 @dataclass(slots=True)
 class ZoneSpan:
     """A zone's frames, from zoneinfo."""
@@ -61,6 +130,7 @@ class Frames:
 
     zones: list[ZoneSpan]
     percpu_refill_is_order_0: bool
+    pcp_lists: PcpLists
     blocks: dict[int, Block] = field(default_factory=dict)
     not_batched: set[int] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
@@ -115,6 +185,9 @@ class Frames:
             self.expect(block.cpu in (-1, cpu), f"it is on CPU {block.cpu}'s list")
             self.expect(block.migratetype in (-1, migratetype), f"it is on the list of type {block.migratetype}")
         self.expect(bool(known) or wanted == ON_PCP_LIST, "no block was taken from a free list for it")
+        if zone is not None and wanted == ON_PCP_LIST:
+            problem = self.pcp_lists.allocate(cpu, zone, order, migratetype, pfn)
+            self.expect(not problem, problem)
         self.put(Block(pfn, order, IN_USE))
 
     def mm_page_free(self, cpu: int, pfn: int, order: int) -> None:
@@ -126,6 +199,9 @@ class Frames:
             self.expect(block.order >= order, f"the block was allocated with order {block.order}")
         # The list's type is that of the pageblock, which the trace does not tell.
         self.put(Block(pfn, order, ON_PCP_LIST, cpu) if pcp_allowed_order(order) else Block(pfn, order, IN_FREE_LIST))
+        zone = self.zone_of(pfn, order)
+        if zone is not None and pcp_allowed_order(order):
+            self.pcp_lists.free(cpu, zone, order, pfn)
         if order == 0:
             self.not_batched.add(pfn)
 
@@ -143,6 +219,10 @@ class Frames:
             self.expect(block.place == IN_FREE_LIST, f"frame {block.pfn:#x} is {block.place}, not in a free list")
         refill = order == 0 if self.percpu_refill_is_order_0 else pcp_allowed_order(order) and migratetype < MIGRATE_PCPTYPES
         self.expect(percpu_refill == int(refill), f"percpu_refill of order {order} should be {int(refill)}")
+        zone = self.zone_of(pfn, order)
+        if zone is not None and pcp_allowed_order(order):
+            problem = self.pcp_lists.refill(cpu, zone, order, migratetype, pfn)
+            self.expect(not problem, problem)
         self.put(Block(pfn, order, ON_PCP_LIST, cpu, migratetype) if pcp_allowed_order(order) else Block(pfn, order, TAKEN))
 
     def mm_page_pcpu_drain(self, cpu: int, pfn: int, order: int, migratetype: int) -> None:
@@ -153,6 +233,12 @@ class Frames:
             self.expect(block.place == ON_PCP_LIST, f"frame {block.pfn:#x} is {block.place}, not on a per-CPU list")
             self.expect((block.pfn, block.order) == (pfn, order), f"it is part of a block of order {block.order} at {block.pfn:#x}")
             self.expect(block.migratetype in (-1, migratetype), f"it is on the list of type {block.migratetype}")
+            # Another CPU may drain this one's lists.
+            cpu = block.cpu if block.cpu >= 0 else cpu
+        zone = self.zone_of(pfn, order)
+        if zone is not None:
+            problem = self.pcp_lists.drain(cpu, zone, order, migratetype, pfn)
+            self.expect(not problem, problem)
         self.put(Block(pfn, order, IN_FREE_LIST))
 
     def mm_page_alloc_extfrag(self, cpu: int, pfn: int, alloc_order: int, fallback_order: int, pageblock_order: int,
@@ -187,40 +273,81 @@ def _zone_spans(path: Path) -> list[ZoneSpan]:
     return spans
 
 
-@replays("buddy.out/kmem-trace*.txt*", "*/kmem-trace*.txt*")
-def kmem_trace(path: Path) -> Iterator[Check]:
-    """Every mm_page_* event, one check each: its block is aligned, in one zone, and where the event takes it from
-    (not allocated twice, not freed twice, refilled from and drained to the free lists, on the CPU's own list of its
-    order and type); the migratetype and zone follow from the GFP flags; percpu_refill and the fields of extfrag
-    follow their rules."""
-    release = re.search(r"linux-(\d+)\.(\d+)", str(path.resolve().parent))
-    # Up to 5.18 the kernel derives the field from the order alone.
-    old = not release or (int(release[1]), int(release[2])) < (5, 19)
-    frames = Frames(_zone_spans(path), old)
+@dataclass(slots=True)
+class TraceEvent:
+    """One line of the trace: where it stands, its text, and its fields (all numbers but ``gfp_flags``)."""
+
+    line: int
+    text: str
+    name: str
+    cpu: int
+    fields: dict[str, Any]
+
+
+def _events(path: Path) -> list[TraceEvent]:
+    """The mm_page_* events of a trace. Raise InputError if it is cut off or a line cannot be read."""
     whole = read_text(path)
-    lines = [(number, text) for number, text in enumerate(whole.split("\n"), 1) if text.strip() and not text.startswith("#")]
+    lines = [(number, text) for number, text in enumerate(whole.split("\n"), 1)
+             if text.strip() and not text.startswith("#")]
     written = re.search(r"(?m)^# entries-in-buffer/entries-written: (\d+)/", whole)
     if not whole.endswith("\n") or written and len(lines) < int(written[1]):
         raise InputError(f"is truncated: {len(lines)} lines where its heading announces {written[1] if written else 'more'}")
+    events = []
     for number, text in lines:
         line = _LINE.match(text)
         if not line:
             raise InputError(f"line {number} is no trace event: {text[:80]!r}")
         if line["event"] not in _EVENTS:
             continue
-        fields = dict(part.partition("=")[::2] for part in line["fields"].split())
-        fields.pop("page", None)
+        words = dict(part.partition("=")[::2] for part in line["fields"].split())
+        words.pop("page", None)
         try:
-            values: dict[str, int | str] = {
-                name: value if name == "gfp_flags" else int(value, 0) for name, value in fields.items()}
-            impossible = [values[name] for name in ("order", "fallback_order")
-                          if name in values and not 0 <= int(values[name]) < MAX_ORDER]
-            frames.problems.clear()
-            if not impossible:
-                getattr(frames, line["event"])(int(line["cpu"]), **values)
-        except (TypeError, ValueError):
-            raise InputError(f"line {number}: the event is cut off or has other fields: {text.strip()[:120]!r}") from None
-        if impossible:
-            raise InputError(f"line {number}: there are no blocks of order {impossible[0]}")
-        yield Check(f"line {number}: {line['event']} {line['fields']}", not frames.problems,
-                    "this event", "; ".join(frames.problems))
+            fields: dict[str, Any] = {name: value if name == "gfp_flags" else int(value, 0) for name, value in words.items()}
+        except ValueError:
+            raise InputError(f"line {number}: the event is cut off: {text.strip()[:120]!r}") from None
+        for name in ("order", "fallback_order"):
+            if not 0 <= fields.get(name, 0) < MAX_ORDER:
+                raise InputError(f"line {number}: there are no blocks of order {fields[name]}")
+        events.append(TraceEvent(number, f"{line['event']} {line['fields']}", line["event"], int(line["cpu"]), fields))
+    return events
+
+
+def _pageblock_types(events: Iterable[TraceEvent]) -> dict[int, int]:
+    """The migratetype of each pageblock of which it is certain: what became of blocks that were freed into a per-CPU list."""
+    freed: set[int] = set()
+    types: dict[int, set[int]] = {}
+    for event in events:
+        pfn = event.fields.get("pfn", 0)
+        if event.name == "mm_page_free":
+            freed.add(pfn)
+        elif event.name == "mm_page_alloc_zone_locked":
+            freed.discard(pfn)
+        elif event.name == "mm_page_alloc_extfrag":
+            # Stealing may give pageblocks another type, from then on.
+            end = pfn + (1 << event.fields.get("fallback_order", 0))
+            for block in range(pfn >> PAGEBLOCK_ORDER, (end - 1 >> PAGEBLOCK_ORDER) + 1):
+                types.setdefault(block, set()).add(-1)
+        elif event.name in ("mm_page_pcpu_drain", "mm_page_alloc") and pfn in freed:
+            freed.discard(pfn)
+            types.setdefault(pfn >> PAGEBLOCK_ORDER, set()).add(event.fields.get("migratetype", -1))
+    return {block: min(found) for block, found in types.items() if len(found) == 1 and -1 not in found}
+
+
+@replays("buddy.out/kmem-trace*.txt*", "*/kmem-trace*.txt*")
+def kmem_trace(path: Path) -> Iterator[Check]:
+    """Every mm_page_* event, one check each: its block is aligned, in one zone, and where the event takes it from (not
+    allocated twice, not freed twice, refilled from and drained to the free lists, on the CPU's own list of its order and
+    type); where a per-CPU list is known, an allocation takes its head, a drain its tail, and a refill finds it empty; the
+    migratetype and zone follow from the GFP flags; percpu_refill and the fields of extfrag follow their rules."""
+    release = re.search(r"linux-(\d+)\.(\d+)", str(path.absolute().parent))
+    # Up to 5.18 the kernel derives the field percpu_refill from the order alone.
+    old = not release or (int(release[1]), int(release[2])) < (5, 19)
+    events = _events(path)
+    frames = Frames(_zone_spans(path), old, PcpLists(_pageblock_types(events)))
+    for event in events:
+        frames.problems.clear()
+        try:
+            getattr(frames, event.name)(event.cpu, **event.fields)
+        except TypeError:
+            raise InputError(f"line {event.line}: the event is cut off or has other fields: {event.text[:120]!r}") from None
+        yield Check(f"line {event.line}: {event.text}", not frames.problems, "this event", "; ".join(frames.problems))

@@ -173,6 +173,18 @@ def test_an_allocation_of_a_frame_that_is_in_use_is_found(tmp_path):
     assert report.status == 1 and "in use, not on a per-CPU list" in report.disagreements[0]
 
 
+def test_an_allocation_that_does_not_take_the_head_of_its_list_is_found(tmp_path):
+    path = copy_of("recordings/linux-5.17/buddy.out/kmem-trace.txt.gz", tmp_path)
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    # Two allocations one after the other from one list, exchanged.
+    first = next(number for number in range(5000, len(lines)) if all(
+        " mm_page_alloc: " in line and "order=0 migratetype=1" in line for line in lines[number:number + 2]))
+    lines[first], lines[first + 1] = lines[first + 1], lines[first]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    report = replay_file(path)
+    assert report.status == 1 and "the head of the CPU's list is" in report.disagreements[0]
+
+
 def test_an_order_that_no_block_can_have_is_an_unusable_file_and_not_an_endless_loop(tmp_path):
     path = copy_of("recordings/linux-5.17/buddy.out/kmem-trace.txt.gz", tmp_path)
     text = gzip.decompress(path.read_bytes()).decode().replace("order=2", "order=60", 1)
