@@ -1,5 +1,8 @@
 """The slow path: which steps a request goes through, and that it always ends."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from mmsim import constants as c
@@ -212,6 +215,15 @@ def test_the_last_resort_gives_reserved_pageblocks_back():
     found = steps(allocator, c.GFP_KERNEL, 0)
     assert found[-1].name == "allocated" and zone.nr_reserved_highatomic == 0
     assert any(step.decision == "yes: a reserved pageblock was given back" for step in found)
+
+
+def test_the_answers_of_compaction_have_the_compilers_values():
+    values = json.loads((Path(__file__).parents[1] / "golden" / "consts" / "consts-5.17.json").read_text())["values"]
+    for name, value in (values["compact_result"] | values["compact_priority"]).items():
+        if hasattr(c, name):
+            assert getattr(c, name) == value, name
+    assert [name.removeprefix("COMPACT_").lower() for name in sorted(values["compact_result"], key=values["compact_result"].get)] \
+        == list(c.COMPACT_RESULT_NAMES)
 
 
 # -- what it says ------------------------------------------------------------------------------------------
