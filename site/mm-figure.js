@@ -1139,24 +1139,33 @@ if (!customElements.get('mm-figure')) {
 /* ---- the notebook widget: anywidget calls render(), and parameters go to the kernel ---- */
 
 function render({ model, el }) {
-  const figure = document.createElement('mm-figure');
-  figure.setAttribute('quiet', '');
   const waiting = new Map();
   let sent = 0;
-  const answered = (message) => {
-    const { turn, payload } = message;
+  const answered = ({ turn, payload }) => {
     waiting.get(turn)?.(payload);
     waiting.delete(turn);
   };
   model.on('msg:custom', answered);
-  figure.computer = (name, values) =>
+  const ask = (name, values) =>
     new Promise((resolve) => {
       waiting.set(++sent, resolve);
-      model.send({ turn: sent, values });
+      model.send({ turn: sent, name, values });
     });
-  figure.payload = JSON.parse(model.get('payload'));
-  el.append(figure);
-  return () => model.off('msg:custom', answered);
+  if (model.get('payload')) {
+    const figure = document.createElement('mm-figure');
+    figure.setAttribute('quiet', '');
+    figure.computer = ask;
+    figure.payload = JSON.parse(model.get('payload'));
+    el.append(figure);
+  } else {
+    // The bridge: all figures of the notebook recompute in its kernel.
+    window.mmCompute = ask;
+    el.append('Figures recompute in this kernel.');
+  }
+  return () => {
+    model.off('msg:custom', answered);
+    if (window.mmCompute === ask) window.mmCompute = undefined;
+  };
 }
 
 export default { render };

@@ -42,6 +42,10 @@ Rules that make it good
     - Two on a page: ``splitting(order=3).named("fig-splitting-2")``.
     - Look: ``open("x.svg", "w").write(splitting().svg(frame=2, width=344))``.
 
+In a notebook
+    The first cell ends with ``setup()``; after that a figure in a cell of its own (``splitting(order=0)``) is stepped, and recomputed
+    by the kernel, as on the page. ``splitting`` alone shows the defaults. What a test compares is ``repr``: title, parameters, sentences.
+
 Prose drives it
     ``[halve it twice](#fig-splitting@3)`` shows frame 3, ``(#fig-splitting@2?order=0)`` also sets a parameter. The id is ``fig-`` and
     the function's name with hyphens; frames count from 1.
@@ -75,11 +79,13 @@ from mmsim.draw.tape import Item, Tape
 from mmsim.draw.textpane import TextPane
 from mmsim.draw.timeline import Lane, Moment, Timeline
 from mmsim.draw.treeview import Node, TreeView
+from mmsim.draw.widget import setup
 
 __all__ = [
     "AddressBar", "Ask", "Axis", "Bar", "Bits", "BoundFigure", "Call", "CallGraph", "Choice", "Entry", "Field", "Figure",
     "FlowChart", "Frame", "FrameBoard", "FreeLists", "Item", "Lane", "Ledger", "Legend", "Level", "Moment", "NARROW", "Node",
     "Operation", "Operations", "Range", "Region", "RegionList", "Run", "Scene", "Seed", "Span", "Step", "Tank", "Tape", "Text",
     "TextPane", "Timeline", "Toggle", "TreeView", "WIDE", "Way", "compute", "figure", "figures", "fit_text", "grouped", "runs_of",
+    "setup",
     "short_size", "text_width", "wrap_text",
 ]  # fmt: skip

@@ -157,9 +157,9 @@ class BoundFigure:
 
     def widget(self) -> Any:
         """The live widget for a notebook with a kernel (needs anywidget)."""
-        from mmsim.draw.widget import FigureWidget
+        from mmsim.draw.widget import figure_widget
 
-        return FigureWidget(self)
+        return figure_widget(self)
 
     def __repr__(self) -> str:
         return self.words()

@@ -1,19 +1,22 @@
-"""The figure in a notebook with a kernel: the same element, its parameters answered by the kernel.
+"""Figures in a notebook with a kernel: the same element, its parameters answered by the kernel.
 
-``setup()`` in a notebook's first cell loads the element once. Figures then show with their baked frames;
-``figure.widget()`` shows one whose parameters recompute (it needs anywidget, which is imported only then).
+``setup()``, last in a notebook's first cell, loads the element once and joins all figures of the notebook to the kernel,
+so that a changed parameter recomputes there. Where nobody looks (the book is built, a test runs) it only says a
+sentence, so that stored outputs stay small and change with nothing but the figures. ``figure.widget()`` makes a single
+live figure. Joining needs anywidget, which is imported only then.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmsim.draw.figure import BoundFigure
 
-__all__ = ["FigureWidget", "Setup", "setup", "asset"]
+__all__ = ["Setup", "asset", "attended", "figure_widget", "setup"]
 
 
 def asset(name: str) -> str:
@@ -26,35 +29,65 @@ def asset(name: str) -> str:
 
 
 class Setup:
-    """What ``setup()`` returns: displaying it puts the element and its styles into the notebook, once."""
+    """What ``setup()`` returns: displaying it puts the element and its styles into the notebook."""
+
+    def __init__(self, live: bool) -> None:
+        self.live = live
 
     def __repr__(self) -> str:
         return "mmsim figures are ready"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        if not self.live:
+            return {"text/plain": repr(self)}
         style = asset("mm-figure.css").replace("</", "<\\/")
         script = asset("mm-figure.js").replace("</script", "<\\/script")
-        return {
-            "text/plain": repr(self),
-            "text/html": f'<style>{style}</style><script type="module">{script}</script>',
-        }
+        html = f'<style>{style}</style><script type="module">{script}</script>'
+        return {"text/plain": repr(self), "text/html": html}
 
 
-def setup() -> Setup:
-    """Load the element into a notebook; call it as the last line of the first cell."""
-    return Setup()
+def attended() -> bool:
+    """Whether a person sits at this kernel: started by a Jupyter server, or MMSIM_LIVE=1 says so (0 says no)."""
+    said = os.environ.get("MMSIM_LIVE")
+    return said == "1" if said in ("0", "1") else "JPY_SESSION_NAME" in os.environ
 
 
-def FigureWidget(figure: BoundFigure) -> Any:
-    """The live widget of a figure: an instance, named like the class that can only be made once anywidget is there.
+def setup(live: bool | None = None) -> Setup:
+    """Load the element into a notebook and join its figures to the kernel; ``live`` overrides :func:`attended`."""
+    chosen = attended() if live is None else live
+    if chosen:
+        from IPython.display import display
 
-    Raise ImportError, with the remedy, where anywidget is missing."""
+        try:
+            display(_live(""))  # type: ignore[no-untyped-call]
+        except ImportError:
+            if live:
+                raise
+    return Setup(chosen)
+
+
+def figure_widget(figure: BoundFigure) -> Any:
+    """The live widget of one figure. Raise ImportError, with the remedy, where anywidget is missing."""
+    return _live(json.dumps(figure.payload(), ensure_ascii=False), figure.words())
+
+
+def answer(content: dict[str, Any]) -> dict[str, Any]:
+    """What the kernel sends back for the element's message {turn, name, values}: {turn, payload}."""
+    from mmsim.draw.figure import compute
+
+    return {
+        "turn": content.get("turn"),
+        "payload": json.loads(compute(str(content.get("name")), content.get("values", {}))),
+    }
+
+
+def _live(shown: str, words: str = "Figures recompute in this kernel.") -> Any:
+    """A widget that shows the figure with the payload ``shown``; without one, the bridge of the whole notebook."""
     try:
         import anywidget
         import traitlets
     except ImportError as error:
         raise ImportError("live figures in a notebook need anywidget: pip install 'mmsim[notebooks]'") from error
-    from mmsim.draw.figure import compute
 
     class Live(anywidget.AnyWidget):
         _esm = asset("mm-figure.js")
@@ -62,19 +95,14 @@ def FigureWidget(figure: BoundFigure) -> Any:
         payload = traitlets.Unicode().tag(sync=True)
 
         def __init__(self) -> None:
-            super().__init__(payload=json.dumps(figure.payload(), ensure_ascii=False))
-            self.on_msg(self._asked)
-
-        def _asked(self, _: Any, content: Any, __: Any) -> None:
-            """Answer the element: {turn, values} in, {turn, payload} out."""
-            made = json.loads(compute(figure.figure.name, content.get("values", {})))
-            self.send({"turn": content.get("turn"), "payload": made})
+            super().__init__(payload=shown)
+            self.on_msg(lambda _, content, __: self.send(answer(content)))
 
         def _repr_mimebundle_(self, **options: Any) -> Any:
             bundle = super()._repr_mimebundle_(**options)
-            if bundle is not None:
-                data = bundle[0] if isinstance(bundle, tuple) else bundle
-                data["text/plain"] = figure.words()
+            data = bundle[0] if isinstance(bundle, tuple) else bundle
+            if data is not None:
+                data["text/plain"] = words
             return bundle
 
     return Live()

@@ -1,10 +1,13 @@
 """A figure gives the same frames to a notebook, a page and the worker; what goes wrong is a sentence in its place."""
 
 import json
+import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+import mmsim.draw
 from mmsim.draw import Ask, Choice, Frame, Operations, Range, Scene, Toggle, compute, figure
 from mmsim.draw.figure import MAX_FRAMES, Figure
 from mmsim.draw.film import decode
@@ -184,3 +187,14 @@ def test_a_prediction_knows_the_right_answer() -> None:
         Ask("How many?", 16, "2^4").right("some")
     with pytest.raises(ValueError, match="not among the choices"):
         Ask("Which?", "high", "", choices=["min", "low"])
+
+
+def test_the_example_of_the_guide_works_as_it_stands() -> None:
+    guide = mmsim.draw.__doc__ or ""
+    example = textwrap.dedent(guide.split("::\n\n", 1)[1].split("\n\nRules that make it good")[0])
+    scope: dict[str, Any] = {"__name__": "guide"}
+    exec(example, scope)
+    shown = scope["splitting"](order=0)
+    assert len(shown.frames()) == len(shown.frames(344)) == 5
+    assert shown.payload()["id"] == "fig-splitting"
+    assert "error" not in shown.payload()
