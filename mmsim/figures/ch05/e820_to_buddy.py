@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from mmsim.boot.e820 import E820Entry, E820Table, type_text
 from mmsim.boot.image import IMAGE_5_17, TINY_IMAGE
-from mmsim.boot.setup import Boot
-from mmsim.boot.start import StartKernel
 from mmsim.constants import E820_TYPE_RAM, E820_TYPE_UNUSABLE, PAGEBLOCK_NR_PAGES
 from mmsim.draw import (
     AddressBar,
@@ -28,6 +26,7 @@ from mmsim.draw import (
 from mmsim.errors import InputError, KernelError
 from mmsim.figures.ch05.machines import ROLE_OF_TYPE, TYPE_NAMES
 from mmsim.figures.ch19.e820_surgery import TYPES, VERBS
+from mmsim.machine import Machine
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.zone import Zone
 from mmsim.procfs.buddyinfo import buddyinfo
@@ -89,11 +88,8 @@ def _zone_words(zone: Zone) -> str:
 class _Story:
     """The six bars of one boot, and the frames that tell it."""
 
-    def __init__(self, given: list[E820Entry], boot: Boot, width: float):
-        self.boot, self.width = boot, width
-        memory = boot.memory
-        assert memory is not None
-        self.memory = memory
+    def __init__(self, given: list[E820Entry], boot: Machine, width: float):
+        self.boot, self.memory, self.width = boot, boot.memory, width
         self.spans: list[list[Span]] = [
             [_map_span(entry, f"raw{i}") for i, entry in enumerate(given)],
             [_map_span(entry, "") for entry in boot.e820],
@@ -200,7 +196,7 @@ class _Story:
         yield self.frame(
             f"6. Memory minus reserved, cut into the largest blocks that alignment allows: {grouped(blocks)} blocks, "
             f"{grouped(free)} frames. "
-            "From now on the buddy allocator serves.", 6, newest=5, pane=True)
+            "The buddy allocator serves from them.", 6, newest=5, pane=True)
         yield from self._closer()
 
     def _ask(self) -> Ask | None:
@@ -236,7 +232,8 @@ class _Story:
         if below and not hole:
             gap = (f" Between memory's first range, which ends at {below:#x}, and 1 MiB there is no RAM: "
                    "384 KiB are the hole above 640 KiB.")
-        yield self.frame(f"Closer still: the first 2 MiB. {words}{gap}", axis=Axis(0, 2 * MIB), ticks=(0, 640 * KIB, MIB, 2 * MIB), pane=True)
+        ticks = (0, 640 * KIB, MIB, 2 * MIB)
+        yield self.frame(f"Closer still: the first 2 MiB. {words}{gap}", axis=Axis(0, 2 * MIB), ticks=ticks, pane=True)
 
 
 @figure(
@@ -248,7 +245,7 @@ class _Story:
         "address behind it)")],
 )
 def e820_to_buddy(entries: list[Operation], width: float) -> Iterator[Frame]:
-    """Boots :class:`mmsim.boot.setup.Boot` from the reader's map, up to the hand-over."""
+    """Boots :class:`mmsim.machine.Machine` from the reader's map."""
     given = _entries(entries)
     if not given:
         raise InputError("The map has no entry: nothing can boot from it.")
@@ -262,17 +259,8 @@ def e820_to_buddy(entries: list[Operation], width: float) -> Iterator[Frame]:
     image = IMAGE_5_17 if table.mapped_all(IMAGE_5_17.start, IMAGE_5_17.end, E820_TYPE_RAM) else TINY_IMAGE
     if not table.mapped_all(image.start, image.end, E820_TYPE_RAM):
         raise InputError("There is no RAM at 2 MiB, where even the small kernel is loaded: this machine cannot boot.")
-    boot = Boot(given, image=image)
     try:
-        boot.setup_arch()
-        start = StartKernel(boot)
-        start.setup_command_line()
-        start.setup_per_cpu_areas()
-        start.build_all_zonelists()
-        start.early_hashes()
-        start.trap_init()
-        boot.note("early", "vfs_caches_init_early", "")
-        start.mem_init()
+        machine = Machine.boot(given, image=image)
     except KernelError as error:
         raise InputError(f"This machine does not boot: {error}") from error
-    yield from _Story(given, boot, width).tell()
+    yield from _Story(given, machine, width).tell()

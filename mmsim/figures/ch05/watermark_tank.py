@@ -154,8 +154,8 @@ class _Floors:
                 floor = floor_of(zone, caller, slow_flags(caller))
                 may = zone.index <= gfp_zone(caller.gfp_mask)
                 words = "–" if not may else grouped(floor) if floor < zone.managed_pages else "never"
-                tip = "may not use this zone" if not may else f"refused at {grouped(floor)} free pages or fewer; the zone has "
-                    f"{grouped(zone.managed_pages)}"
+                has = f"the zone has {grouped(zone.managed_pages)}"
+                tip = f"refused at {grouped(floor)} free pages or fewer; {has}" if may else "may not use this zone"
                 cls = "muted" if words == "–" else "warn" if words == "never" else "strong" if name == self.chosen else ""
                 scene.text(f"{row}:{zone.name}", x + first + column * place - 6, top + 15, words, "small", cls, "end", tip=tip)
             top += step
@@ -252,10 +252,11 @@ def watermark_tank(caller: str, machine: str, thp: bool, width: float) -> Iterat
         yield tanks.frame(f"{caller} takes pages of {zone.name} until {grouped(floor)} are left: low "
             f"{grouped(zone.watermark[WMARK_LOW])} plus reserve "
                           f"{grouped(zone.lowmem_reserve[highest])}.", ALLOC_WMARK_LOW, zone, ask)
-    slow = "Nobody checks a watermark for it any more." if flags & ALLOC_NO_WATERMARKS else "Its own floor is lower "
-        "now: " + _how(flags) + "."
-    yield tanks.frame(f"No zone is above its low mark: the fast path fails. kswapd is woken and {caller} goes down the slow "
-        f"path. {slow}", flags)
+    slow = "Its own floor is lower now: " + _how(flags) + "."
+    if flags & ALLOC_NO_WATERMARKS:
+        slow = "Nobody checks a watermark for it any more."
+    yield tanks.frame(
+        f"No zone is above its low mark: the fast path fails. kswapd is woken and {caller} goes down the slow path. {slow}", flags)
     for zone in order:
         floor = floor_of(zone, one, flags)
         if floor >= zone.nr_free_pages:
@@ -264,8 +265,8 @@ def watermark_tank(caller: str, machine: str, thp: bool, width: float) -> Iterat
         yield tanks.frame(f"{zone.name} is drained to {grouped(floor)} free pages.", flags, zone)
     lower = [name for name, other in CALLERS.items() if any(
         floor_of(zone, other, slow_flags(other)) < zone.nr_free_pages for zone in order if zone.index <= gfp_zone(other.gfp_mask))]
-    ends = "reclaims by itself, or "
-        "waits" if one.gfp_mask & _GFP_DIRECT_RECLAIM and not flags & (ALLOC_NO_WATERMARKS | ALLOC_OOM) else "fails"
+    waits = one.gfp_mask & _GFP_DIRECT_RECLAIM and not flags & (ALLOC_NO_WATERMARKS | ALLOC_OOM)
+    ends = "has to reclaim by itself" if waits else "fails"
     rest = f"What is left still serves: {', '.join(lower)}." if lower else "Nothing is left for anybody."
     yield tanks.frame(f"Here {caller} gets no page any more and {ends}. {rest}", flags)
 
