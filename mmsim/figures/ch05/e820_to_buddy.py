@@ -89,7 +89,8 @@ class _Story:
     """The six bars of one boot, and the frames that tell it."""
 
     def __init__(self, given: list[E820Entry], boot: Machine, width: float):
-        self.boot, self.memory, self.width = boot, boot.memory, width
+        self.boot, self.width = boot, width
+        self.memory = memory = boot.memory
         self.spans: list[list[Span]] = [
             [_map_span(entry, f"raw{i}") for i, entry in enumerate(given)],
             [_map_span(entry, "") for entry in boot.e820],
