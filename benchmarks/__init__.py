@@ -1,0 +1,1 @@
+"""Ratios against peers and against the host: `make bench`. No test depends on them."""
