@@ -317,6 +317,7 @@ export class MmFigure extends HTMLElement {
   #wait = 0;
   #inspecting = '';
   #busy = false;
+  #said = 0;
 
   connectedCallback() {
     this.#observe();
@@ -634,6 +635,7 @@ export class MmFigure extends HTMLElement {
           rows,
           spellcheck: 'false',
           autocapitalize: 'off',
+          wrap: 'off',
           onkeydown: (event) => {
             if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
               event.preventDefault();
@@ -675,7 +677,10 @@ export class MmFigure extends HTMLElement {
     const width = this.#ui.figure.clientWidth || this.clientWidth;
     if (!width) return;
     const layout = width < NARROW_BELOW ? 'narrow' : 'wide';
-    if (layout === this.#layout && this.#film) return;
+    if (layout === this.#layout && this.#film) {
+      if (this.#ui.say.clientWidth !== this.#said) this.#reserve();
+      return;
+    }
     this.#layout = layout;
     if (silent || !this.#film) return;
     if (!this.#payload.layouts?.[layout] && !same(this.#values, this.#baked.values)) this.#recompute(this.#frame + 1);
@@ -709,9 +714,20 @@ export class MmFigure extends HTMLElement {
 
   /** Room for the longest sentence, so that the page does not jump while the reader steps. */
   #reserve() {
-    const width = Math.min(this.#ui.figure.clientWidth || 600, 660);
-    const longest = Math.max(...this.#payload.frames.map((frame) => frame.say.length));
-    this.#ui.say.style.minHeight = `${1.45 * Math.min(Math.ceil((longest * 7.4) / width), 6)}em`;
+    const say = this.#ui.say;
+    this.#said = say.clientWidth;
+    const probe = say.cloneNode();
+    probe.removeAttribute('aria-live');
+    probe.style.cssText = `position:absolute;visibility:hidden;min-height:0;width:${say.clientWidth}px`;
+    say.after(probe);
+    const longest = this.#payload.frames.map((frame) => frame.say).sort((a, b) => b.length - a.length);
+    let height = 0;
+    for (const text of longest.slice(0, 3)) {
+      probe.textContent = text;
+      height = Math.max(height, probe.offsetHeight);
+    }
+    probe.remove();
+    say.style.minHeight = `${Math.min(height, 200)}px`;
   }
 
   #draw(animate) {

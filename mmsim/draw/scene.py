@@ -186,9 +186,11 @@ class Scene:
         if label and h >= TEXT_STYLES[style].size + 1:
             shown = fit_text(label, w - 6, style)
             if shown:
+                # On a faded fill the ink of the role would fade into it.
+                ink = f"on-{role}" if role in ROLES and "dim" not in cls.split() else ""
                 baseline = y + h / 2 + TEXT_STYLES[style].size * 0.36
                 self.text(
-                    f"{key}.t", x + w / 2, baseline, shown, style, f"on-{role}" if role in ROLES else "", "middle"
+                    f"{key}.t", x + w / 2, baseline, shown, style, ink, "middle"
                 )
 
     def arrow(self, key: str, x1: float, y1: float, x2: float, y2: float, cls: str = "wire", tip: str = "") -> None:
