@@ -178,11 +178,11 @@ class _Film:
         at = keys.index(phase.phase) if phase.phase in keys else 0
         for number, (key, words) in enumerate(PHASES.items()):
             left = number * wide
-            cls = "moving" if number == at else "panel"
+            cls = "panel focus" if number == at else "panel"
             scene.rect(f"strip/{key}", left, 1, wide - gap, 20 if not scene.narrow else 8, cls, words, rx=3)
             if not scene.narrow:
                 scene.text(f"strip/{key}.t", left + (wide - gap) / 2, 15, words, "small",
-                           "on-moving" if number == at else "muted", "middle", width=wide - gap - 6)  # fmt: skip
+                           "strong" if number == at else "muted", "middle", width=wide - gap - 6)  # fmt: skip
         if scene.narrow:
             scene.text("strip.now", 0, 24, f"{at + 1} of {len(PHASES)}: {PHASES[keys[at]]}", "small", "strong")
         scene.y = 28 if scene.narrow else 22
