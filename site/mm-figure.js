@@ -646,7 +646,7 @@ export class MmFigure extends HTMLElement {
         const run = h('button', { type: 'button', class: 'mm-run', title: 'Ctrl+Enter', onclick: () => this.#changed(spec, area.value, 0) }, 'Run');
         const errors = h('ul', { class: 'mm-problems', 'aria-live': 'polite' });
         const help = spec.verbs
-          ? h('details', { class: 'mm-help' }, h('summary', {}, 'operations'), h('dl', {}, ...spec.verbs.flatMap(([usage, words]) => [h('dt', {}, usage), h('dd', {}, words)])))
+          ? h('details', { class: 'mm-help' }, h('summary', {}, 'which operations there are'), h('dl', {}, ...spec.verbs.flatMap(([usage, words]) => [h('dt', {}, usage), h('dd', {}, words)])))
           : null;
         set = (text) => (area.value = text);
         ui.inputs.set(spec.name, { set, errors, area });
@@ -849,10 +849,13 @@ export class MmFigure extends HTMLElement {
     }
     this.#ui.figure.setAttribute('aria-busy', 'true');
     this.#busy = true;
-    const slow = setTimeout(() => this.#progress(turn, null, 'computing'), 250);
+    const slow = setTimeout(() => this.#progress(turn, null, 'Computing'), 250);
     try {
       const provider = await this.#provider();
-      const answer = await provider(this.#baked.name, { ...this.#values, $layouts: [this.#layout] }, (fraction, text) => this.#progress(turn, fraction, text));
+      const answer = await provider(this.#baked.name, { ...this.#values, $layouts: [this.#layout] }, (fraction, text) => {
+        clearTimeout(slow);
+        this.#progress(turn, fraction, text);
+      });
       const payload = typeof answer === 'string' ? JSON.parse(answer) : answer;
       if (turn !== this.#turn) return false;
       clearTimeout(slow);
