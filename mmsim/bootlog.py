@@ -1,7 +1,8 @@
 """From the log of a real boot to what that boot started from: firmware map, command line, kernel image, platform.
 
-Nothing that the kernel chose (an address that an allocation got, a zone's size) is read here. What is read: the firmware's map,
-where the boot loader put things, the processors and nodes, and facts of the build (where sections lie, how large structures are).
+Nothing that the kernel chose (an address that an allocation got, a zone's size) is read here. What is read: the
+firmware's map, where the boot loader put things, the processors and nodes, and facts of the build (where sections lie,
+how large structures are).
 """
 
 from __future__ import annotations
@@ -175,7 +176,9 @@ def _sections(recording: Recording, messages: Sequence[str], inputs: BootInputs)
 
 
 def _sections_from_sizes(messages: Sequence[str], end: int) -> dict[str, tuple[int, int]]:
-    """The sections as their sizes let them lie: text, rodata and data each on a 2 MiB page of its own, bss at the end."""
+    """The sections as their sizes let them lie: text, rodata and data each on a 2 MiB page of its own, bss at the
+    end.
+    """
     sizes = next(matching(messages, r"^Memory: .*\((\d+)K kernel code, (\d+)K rwdata, (\d+)K rodata, (\d+)K init, (\d+)K bss"), None)
     start = next((int(m[1], 16) for m in matching(messages, r"^ reserved\[0x\w+\]\s+\[(0x[0-9a-f]+)-(0x[0-9a-f]+)\]")
                   if int(m[1], 16) < end <= int(m[2], 16)), None)
@@ -240,7 +243,9 @@ def _platform(recording: Recording, messages: Sequence[str]) -> Platform:
 
 
 def _initrd(messages: Sequence[str]) -> tuple[int, int] | None:
-    """Where the boot loader put the RAM disk. Its last byte is logged only when it is moved; else it ends with its page."""
+    """Where the boot loader put the RAM disk. Its last byte is logged only when it is moved; else it ends with its
+    page.
+    """
     for pattern in (r"^Move RAMDISK from \[mem (0x[0-9a-f]+)-(0x[0-9a-f]+)\]", r"^RAMDISK: \[mem (0x[0-9a-f]+)-(0x[0-9a-f]+)\]"):
         match = next(matching(messages, pattern), None)
         if match:

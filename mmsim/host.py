@@ -1,7 +1,8 @@
 """The reader's own machine: /proc and /sys, read into the same objects as a recording.
 
-Where there is no Linux (a browser, another system) or the files cannot be read, the recorded boot that comes with the book
-stands in. :attr:`Host.source` says which of the two it is, and :attr:`Host.problems` what could not be read and why.
+Where there is no Linux (a browser, another system) or the files cannot be read, the recorded boot that comes with the
+book stands in. :attr:`Host.source` says which of the two it is, and :attr:`Host.problems` what could not be read and
+why.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ class Host:
         return "iomem" in self.texts and all(entry.end == 1 for entry in self.iomem())
 
     def firmware_map(self) -> E820Table:
-        """The firmware's map, from /sys/firmware/memmap or from the recorded log. Raise InputError if there is neither."""
+        """The firmware's map, from /sys/firmware/memmap or from the recorded log. Raise InputError if there is
+        neither.
+        """
         if "memmap" in self.texts:
             return E820Table.from_memmap(self.texts["memmap"])
         return E820Table.from_dmesg(self.text("dmesg"))
@@ -134,7 +137,9 @@ def _from_recording(recording: Recording, problems: list[str]) -> Host:
 
 
 def host(root: str | Path = "/", recording: Recording | None = None) -> Host:
-    """The machine that this runs on if it is a Linux whose files make sense, else a recording (the shipped one by default)."""
+    """The machine that this runs on if it is a Linux whose files make sense, else a recording (the shipped one by
+    default).
+    """
     if sys.platform != "linux":
         return _from_recording(recording or shipped_recording(), [f"this is {sys.platform}, not Linux"])
     live = _read_live(Path(root))

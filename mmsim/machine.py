@@ -56,8 +56,8 @@ class FrameCensus:
 class Machine:
     """A booted machine. Make one with :meth:`boot`, or take a reference machine from :mod:`mmsim.reference`.
 
-    ``e820``, ``memblock``, ``provenance`` and ``phases`` tell how it came up; ``memory`` (nodes, zones, frames) is what it has
-    now. Simulated time is ``clock``, events are ``trace``, counts ``counters``, the kernel's messages ``klog``.
+    ``e820``, ``memblock``, ``provenance`` and ``phases`` tell how it came up; ``memory`` (nodes, zones, frames) is what
+    it has now. Simulated time is ``clock``, events are ``trace``, counts ``counters``, the kernel's messages ``klog``.
     """
 
     def __init__(self, boot: Boot, start: StartKernel):
@@ -95,10 +95,10 @@ class Machine:
              deferred: bool = False) -> "Machine":
         """Boot from a firmware map down to a buddy allocator that serves.
 
-        ``firmware_map`` is a table, its entries, or the text of a kernel log with BIOS-e820 lines. ``deferred`` finishes
-        struct pages late, node by node, as CONFIG_DEFERRED_STRUCT_PAGE_INIT does. Raise InputError for a map that makes no
-        sense, KernelPanic (with the kernel's text) for a machine on which a kernel could not boot.
-        Cost: a few milliseconds and 15 bytes a frame.
+        ``firmware_map`` is a table, its entries, or the text of a kernel log with BIOS-e820 lines. ``deferred``
+        finishes struct pages late, node by node, as CONFIG_DEFERRED_STRUCT_PAGE_INIT does. Raise InputError for a map
+        that makes no sense, KernelPanic (with the kernel's text) for a machine on which a kernel could not boot. Cost:
+        a few milliseconds and 15 bytes a frame.
         """
         if isinstance(firmware_map, str):
             firmware_map = E820Table.from_dmesg(firmware_map)
@@ -138,13 +138,17 @@ class Machine:
         self.allocator.free_pages(pfn, order)
 
     def alloc_pages_bulk(self, gfp_mask: int, nr_pages: int, nid: int | None = None) -> list[int]:
-        """Allocate single frames in one go; return the PFNs that came (5.17: mm/page_alloc.c, alloc_pages_bulk_list())."""
+        """Allocate single frames in one go; return the PFNs that came (5.17: mm/page_alloc.c,
+        alloc_pages_bulk_list()).
+        """
         return self.allocator.alloc_pages_bulk(gfp_mask, nr_pages, nid)
 
     # -- text ----------------------------------------------------------------------------------------------
 
     def proc(self, name: str) -> str:
-        """The text of a file of /proc (``buddyinfo``, ``zoneinfo``…) as the kernel writes it. Raise InputError for an unknown one."""
+        """The text of a file of /proc (``buddyinfo``, ``zoneinfo``…) as the kernel writes it. Raise InputError for an
+        unknown one.
+        """
         if name not in self._proc:
             raise InputError(f"no file {name}; there are {', '.join(sorted(self._proc))}")
         return self._proc[name]()
@@ -195,7 +199,9 @@ class Machine:
         return FrameCensus(zone.present_pages, zone.nr_free_pages, per_cpu, allocated, reserved)
 
     def check(self) -> None:
-        """Verify everything: no frame lost, none in two places, lists equal to flags. Raise InvariantError. Cost: every frame."""
+        """Verify everything: no frame lost, none in two places, lists equal to flags. Raise InvariantError. Cost: every
+        frame.
+        """
         self.memblock.check()
         self.provenance.check()
         self.frames.check()

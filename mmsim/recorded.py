@@ -1,8 +1,9 @@
 """Recordings of real kernels, and the text that any kernel prints about its memory, as small objects.
 
-The parsers take text, not paths, so that the text of a recording, of the reader's own /proc and of the simulated machine go
-through the same door. What a kernel prints is read leniently where releases differ (unknown fields are skipped), and refused
-with an :class:`~mmsim.errors.InputError` of one sentence where a needed field is missing or broken.
+The parsers take text, not paths, so that the text of a recording, of the reader's own /proc and of the simulated
+machine go through the same door. What a kernel prints is read leniently where releases differ (unknown fields are
+skipped), and refused with an :class:`~mmsim.errors.InputError` of one sentence where a needed field is missing or
+broken.
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ _RANGE = re.compile(r"^( *)([0-9a-f]{8,16})-([0-9a-f]{8,16}) : (.*)$")
 
 @dataclass(slots=True)
 class Recording:
-    """One recorded run: the command that made it, what the console showed before the scenario, and the files read in it."""
+    """One recorded run: the command that made it, what the console showed before the scenario, and the files read in
+    it.
+    """
 
     path: str
     command: str
     scenario: str
     #: Everything printed before the scenario began: firmware, boot loader, kernel.
     console: str
-    #: Section title (``/proc/zoneinfo``, ``dmesg``) to its text. A title that comes again gets ``#2``, ``#3``… appended.
+    #: Section title (``/proc/zoneinfo``, ``dmesg``) to its text. A title that comes again gets ``#2``, ``#3``…
+    #: appended.
     sections: dict[str, str] = field(default_factory=dict)
 
     def section(self, title: str) -> str:
@@ -76,7 +80,8 @@ def kernel_messages(text: str) -> list[str]:
 
 
 def read_recording(path: str | Path) -> Recording:
-    """Read a scenario file: ``# command:`` first, ``@@@ scenario NAME start`` and ``end`` around ``=== TITLE`` sections.
+    """Read a scenario file: ``# command:`` first, ``@@@ scenario NAME start`` and ``end`` around ``=== TITLE``
+    sections.
 
     Raise InputError for a file that cannot be read, is no such recording, or was cut off before the scenario's end.
     """
@@ -93,7 +98,8 @@ def read_recording(path: str | Path) -> Recording:
     if start < 0:
         raise InputError(f"{name}: truncated: the scenario never starts (no '@@@ scenario … start' line)")
     command, _, console = text[:start].partition("\n")
-    # The console mixes kernel messages into what the scenario prints, even into titles; only dmesg's own text has them by right.
+    # The console mixes kernel messages into what the scenario prints, even into titles; only dmesg's own text has them
+    # by right.
     printed, dmesg, log = text[start:].partition("\n=== dmesg")
     lines = (strip_kernel_lines(printed) + dmesg + log).split("\n")
     words = lines[0].split()
@@ -128,7 +134,9 @@ def read_recording(path: str | Path) -> Recording:
 
 @dataclass(slots=True)
 class ZoneInfo:
-    """One zone of /proc/zoneinfo. Sizes and marks in pages; ``stats`` has the ``nr_`` lines, ``node_stats`` the node's."""
+    """One zone of /proc/zoneinfo. Sizes and marks in pages; ``stats`` has the ``nr_`` lines, ``node_stats`` the
+    node's.
+    """
 
     nid: int
     name: str

@@ -26,7 +26,9 @@ _INITRD_SIZE = 0x47E000
 
 
 def qemu_map(memory: int) -> list[E820Entry]:
-    """The firmware map that qemu's BIOS gives a machine with ``memory`` bytes: 3 GiB of it below 4 GiB, the rest above."""
+    """The firmware map that qemu's BIOS gives a machine with ``memory`` bytes: 3 GiB of it below 4 GiB, the rest
+    above.
+    """
     below = memory if memory < 3 * GIB + 512 * MIB else 3 * GIB
     top = below - 0x29000
     entries = [E820Entry(0, 0x9FC00, E820_TYPE_RAM), E820Entry(0x9FC00, 0x400, E820_TYPE_RESERVED),

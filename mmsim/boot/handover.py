@@ -1,8 +1,8 @@
 """From memblock to the buddy allocator, and what is freed after that.
 
-memblock knows ranges, the buddy allocator blocks. Each free range goes over as the largest blocks that its alignment allows;
-what is reserved is marked PG_reserved and stays with whoever took it. Later, single parts of the reserved memory follow: the
-initial RAM disk, the code and data that only the boot needed, gaps in the kernel image.
+memblock knows ranges, the buddy allocator blocks. Each free range goes over as the largest blocks that its alignment
+allows; what is reserved is marked PG_reserved and stays with whoever took it. Later, single parts of the reserved
+memory follow: the initial RAM disk, the code and data that only the boot needed, gaps in the kernel image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["DeferredInit", "blocks_of", "first_deferred_pfn", "memblock_free_all
 
 
 def blocks_of(start_pfn: int, end_pfn: int) -> Iterator[tuple[int, int]]:
-    """Cut a range of frames into the blocks in which it is freed: (pfn, order), the order as large as alignment and end allow.
+    """Cut a range of frames into the blocks in which it is freed: (pfn, order), the order as large as alignment and end
+    allow.
 
     >>> [order for _, order in blocks_of(1, 160)]
     [0, 1, 2, 3, 4, 5, 6, 5]
@@ -64,7 +65,9 @@ class DeferredInit:
         return sum(end - start for start, end in self.ranges)
 
     def step(self, memory: PhysicalMemory) -> int:
-        """Hand over up to the end of one pageblock; return how many frames. 5.17: mm/page_alloc.c, deferred_free_range()."""
+        """Hand over up to the end of one pageblock; return how many frames. 5.17: mm/page_alloc.c,
+        deferred_free_range().
+        """
         if not self.ranges:
             return 0
         start, end = self.ranges[0]
@@ -89,8 +92,8 @@ class DeferredInit:
 def first_deferred_pfn(memory: PhysicalMemory, memblock: Memblock, nid: int) -> int:
     """The first frame of a node whose struct page is left for later; the end of memory if none is.
 
-    Zones below the node's highest are complete, for whoever needs low addresses; the highest gets at least one section (128 MiB) of
-    memory, up to the next section's start. 5.17: mm/page_alloc.c, defer_init().
+    Zones below the node's highest are complete, for whoever needs low addresses; the highest gets at least one section
+    (128 MiB) of memory, up to the next section's start. 5.17: mm/page_alloc.c, defer_init().
     """
     zones = memory.nodes[nid].populated_zones if nid in memory.nodes else []
     initialised = 0
@@ -132,7 +135,8 @@ def memblock_free_all(memory: PhysicalMemory, memblock: Memblock, layout: ZoneLa
 def free_reserved_area(memory: PhysicalMemory, start: int, end: int, name: str, printk: Callable[[str], None]) -> int:
     """Free reserved frames one by one, through the per-CPU lists; log and return how many.
 
-    ``start`` and ``end`` are bytes; only whole pages count. 5.17: mm/page_alloc.c, free_reserved_area(), free_reserved_page().
+    ``start`` and ``end`` are bytes; only whole pages count. 5.17: mm/page_alloc.c, free_reserved_area(),
+    free_reserved_page().
     """
     frames, pages = memory.frames, 0
     for pfn in range(pfn_up(start), pfn_down(end)):

@@ -1,8 +1,8 @@
 """What a boot starts from besides the firmware map: the kernel image and the platform.
 
-The *image* is what the kernel's build decided: where its sections lie, how large its structures are. The *platform* is what
-the firmware and the boot loader hand over: processors, ACPI tables, the initial RAM disk. Neither holds an address that
-the kernel chooses while it boots: those are the model's own results.
+The *image* is what the kernel's build decided: where its sections lie, how large its structures are. The *platform* is
+what the firmware and the boot loader hand over: processors, ACPI tables, the initial RAM disk. Neither holds an address
+that the kernel chooses while it boots: those are the model's own results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class DriverRequest:
     min_addr: int = 0
     max_addr: int = 0
     nid: int = -1
-    #: The function of memblock: ``alloc_try_nid``, ``alloc_try_nid_raw``, ``alloc_exact_nid_raw`` or ``phys_alloc_range``.
+    #: The function of memblock: ``alloc_try_nid``, ``alloc_try_nid_raw``, ``alloc_exact_nid_raw`` or
+    #: ``phys_alloc_range``.
     function: str = "alloc_try_nid"
 
 
@@ -38,8 +39,8 @@ class DriverRequest:
 class KernelImage:
     """Sections (start, end) in physical bytes, in memory order, and sizes that the build decided.
 
-    ``init`` is [__init_begin, __init_end): thrown away when the kernel has booted. ``smp_locks`` is thrown away when the
-    locks of the code were patched for the number of CPUs.
+    ``init`` is [__init_begin, __init_end): thrown away when the kernel has booted. ``smp_locks`` is thrown away when
+    the locks of the code were patched for the number of CPUs.
     """
 
     release: str = "5.17.0"
@@ -75,7 +76,8 @@ class KernelImage:
     deferred_struct_page_init: bool = False
     #: CONFIG_HIBERNATION: regions that must not be saved are noted, 32 bytes each.
     hibernation: bool = False
-    #: A part of .bss that is shared with the hypervisor when memory is encrypted; freed where it is not (6.1's log says so).
+    #: A part of .bss that is shared with the hypervisor when memory is encrypted; freed where it is not (6.1's log says
+    #: so).
     decrypted: tuple[int, int] = (0, 0)
     #: CONFIG_KEXEC_CORE, CONFIG_SWIOTLB, CONFIG_DMA_CMA.
     kexec: bool = True
@@ -193,7 +195,8 @@ class Platform:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-#: The recorded 5.17.0: 8197 KiB of code, 1400 KiB of read-only data, 1144 KiB of data, 980 KiB of init, 1904 KiB of bss.
+#: The recorded 5.17.0: 8197 KiB of code, 1400 KiB of read-only data, 1144 KiB of data, 980 KiB of init, 1904 KiB of
+#: bss.
 IMAGE_5_17 = KernelImage()
 
 #: A kernel small enough for a machine of 16 MiB on which every page is drawn: 1 MiB in all, at 2 MiB.

@@ -1,7 +1,8 @@
-"""Which memory is near which processors: nodes from the firmware's tables, one dummy node, or nodes invented with numa=fake=.
+"""Which memory is near which processors: nodes from the firmware's tables, one dummy node, or nodes invented with
+numa=fake=.
 
-The kernel gathers ranges (``struct numa_memblk``), trims them to the memory there is and joins neighbours, writes the node of
-every range into memblock, and then gives each node its ``struct pglist_data``, from its own memory if possible.
+The kernel gathers ranges (``struct numa_memblk``), trims them to the memory there is and joins neighbours, writes the
+node of every range into memblock, and then gives each node its ``struct pglist_data``, from its own memory if possible.
 5.17: arch/x86/mm/numa.c, arch/x86/mm/numa_emulation.c.
 """
 
@@ -27,7 +28,9 @@ NODE_MIN_SIZE = 4 * MIB
 
 @dataclass(slots=True)
 class NumaInfo:
-    """What the kernel knows after numa_init(): ranges, node ids, the node of each CPU, distances, where NODE_DATA lies."""
+    """What the kernel knows after numa_init(): ranges, node ids, the node of each CPU, distances, where NODE_DATA
+    lies.
+    """
 
     blocks: list[NumaBlock] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
@@ -51,7 +54,9 @@ class NumaInfo:
 
 
 def _distance_table(memblock: Memblock, count: int, limit: int, printk: Printk) -> tuple[int, int]:
-    """Take memory for a table of ``count`` times ``count`` bytes; return where and how much (5.17: numa_alloc_distance())."""
+    """Take memory for a table of ``count`` times ``count`` bytes; return where and how much (5.17:
+    numa_alloc_distance()).
+    """
     address = memblock.phys_alloc_range(count * count, PAGE_SIZE, 0, limit, caller="numa_set_distance")
     if not address:
         printk("NUMA: Warning: can't allocate distance table!")
@@ -62,7 +67,8 @@ def _distance_table(memblock: Memblock, count: int, limit: int, printk: Printk) 
 
 def numa_init(memblock: Memblock, platform: Platform, max_pfn: int, limit: int, option: str, node_data_size: int,
               printk: Printk) -> NumaInfo:
-    """Find the nodes and give memory to them. ``option`` is the text after ``numa=``, ``limit`` the end of the direct map.
+    """Find the nodes and give memory to them. ``option`` is the text after ``numa=``, ``limit`` the end of the direct
+    map.
 
     Lines and allocations come in the kernel's order. Raise KernelPanic if a node gets no memory for its NODE_DATA.
     5.17: arch/x86/mm/numa.c, x86_numa_init(), numa_init(), numa_register_memblks(), alloc_node_data().
@@ -123,7 +129,9 @@ def _srat_line(area: SratMemory) -> str:
 
 
 def _init_array(info: NumaInfo) -> None:
-    """Spread the CPUs of which nothing is known, or whose node has no memory, over the nodes (5.17: numa_init_array())."""
+    """Spread the CPUs of which nothing is known, or whose node has no memory, over the nodes (5.17:
+    numa_init_array()).
+    """
     info.cpu_to_node, turn = [], 0
     for node in info.firmware_cpu_to_node:
         if node not in info.nodes:
@@ -133,7 +141,9 @@ def _init_array(info: NumaInfo) -> None:
 
 
 def init_cpu_to_node(info: NumaInfo, memblock: Memblock, node_data_size: int, printk: Printk) -> list[int]:
-    """Bring the nodes to life that have CPUs but no memory; return them. 5.17: arch/x86/mm/numa.c, init_cpu_to_node()."""
+    """Bring the nodes to life that have CPUs but no memory; return them. 5.17: arch/x86/mm/numa.c,
+    init_cpu_to_node().
+    """
     made = []
     for cpu, node in enumerate(info.firmware_cpu_to_node):
         if node == NUMA_NO_NODE:
@@ -165,7 +175,9 @@ def _alloc_node_data(info: NumaInfo, memblock: Memblock, nid: int, size: int, pr
 
 
 def _cpu_masks(cpu_to_node: Sequence[int], fake_to_physical: dict[int, int]) -> dict[int, list[int]]:
-    """The CPUs of each node: a CPU is in the mask of every fake node that lies on its physical node (numa_add_cpu())."""
+    """The CPUs of each node: a CPU is in the mask of every fake node that lies on its physical node
+    (numa_add_cpu()).
+    """
     return {nid: [cpu for cpu, node in enumerate(cpu_to_node) if fake_to_physical.get(node, node) == physical]
             for nid, physical in fake_to_physical.items()}
 

@@ -53,7 +53,9 @@ class _Emulation:
         return next((block for block in self.physical if block.nid == nid), None)
 
     def _round(self, nodes: list[int], cut: Callable[[NumaBlock, int], int], modulo: int, nid: int) -> int:
-        """Go over the physical nodes again and again, a piece of each, until nothing is left. Return the next node id."""
+        """Go over the physical nodes again and again, a piece of each, until nothing is left. Return the next node
+        id.
+        """
         nodes = list(nodes)
         while nodes:
             for node in list(nodes):
@@ -138,8 +140,8 @@ def emulate(option: str, blocks: Sequence[NumaBlock], memblock: Memblock, max_pf
             printk: Printk) -> tuple[list[NumaBlock], dict[int, int], str] | None:
     """Cut nodes as ``numa=fake=`` says: ``N``, ``NU`` (each physical node in N equal parts) or a size with M or G.
 
-    Return the ranges, the physical node of each fake node, and the rest of the option (distances after a colon); None if it
-    cannot be done. 5.17: arch/x86/mm/numa_emulation.c, numa_emulation().
+    Return the ranges, the physical node of each fake node, and the rest of the option (distances after a colon); None
+    if it cannot be done. 5.17: arch/x86/mm/numa_emulation.c, numa_emulation().
     """
     work = _Emulation(blocks, memblock, printk)
     nodes = sorted({block.nid for block in blocks})

@@ -79,7 +79,9 @@ class BootOptions:
 
 
 def _parse_cma(value: str) -> tuple[int, int, int]:
-    """``size[@base[-limit]]``; with a base but no limit the place is fixed (5.17: kernel/dma/contiguous.c, early_cma())."""
+    """``size[@base[-limit]]``; with a base but no limit the place is fixed (5.17: kernel/dma/contiguous.c,
+    early_cma()).
+    """
     size, rest = memparse(value)
     if not rest.startswith("@"):
         return size, 0, 0

@@ -1,8 +1,8 @@
 """The first per-CPU chunk: a private copy of the per-CPU variables for each processor.
 
-The image holds one template of all ``DEFINE_PER_CPU`` variables. Each processor gets a *unit*: a copy of it and some room for
-variables that come later. Units are cut out of blocks of 2 MiB, so that the direct map's large pages serve them; what is left
-of each block goes back to memblock::
+The image holds one template of all ``DEFINE_PER_CPU`` variables. Each processor gets a *unit*: a copy of it and some
+room for variables that come later. Units are cut out of blocks of 2 MiB, so that the direct map's large pages serve
+them; what is left of each block goes back to memblock::
 
     2 MiB block   |static|dynamic|......|static|dynamic|......|   upa = 2 units an allocation
                    unit 0         freed  unit 1         freed
@@ -41,7 +41,9 @@ class PerCpuGroup:
 
 @dataclass(slots=True)
 class PerCpuLayout:
-    """Sizes in bytes: a unit's static, reserved and dynamic part; ``unit_size`` from one unit to the next; ``upa`` units an allocation."""
+    """Sizes in bytes: a unit's static, reserved and dynamic part; ``unit_size`` from one unit to the next; ``upa``
+    units an allocation.
+    """
 
     static_size: int
     reserved_size: int

@@ -1,7 +1,8 @@
 """The boot, from the firmware's map to a buddy allocator that serves: the order in which everything happens.
 
-:class:`Boot` runs setup_arch() and the first part of start_kernel() as far as they concern memory. Each step is a method; what it
-decides stays in an attribute, and a :class:`Phase` is noted after it, so that a figure can go back and forth.
+:class:`Boot` runs setup_arch() and the first part of start_kernel() as far as they concern memory. Each step is a
+method; what it decides stays in an attribute, and a :class:`Phase` is noted after it, so that a figure can go back and
+forth.
 
     e820        what the firmware says, sanitised and cut by the command line
     memblock    the kernel image, the initial RAM disk and the first MiB are reserved; memory is known
@@ -52,9 +53,11 @@ STEP_NS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """The state after a step: which of the seven phases it belongs to, what happened, both memblock lists, and who has what.
+    """The state after a step: which of the seven phases it belongs to, what happened, both memblock lists, and who has
+    what.
 
-    ``log`` is the number of lines in the kernel log then; ``free`` the bytes in the buddy allocator's lists, by zone name.
+    ``log`` is the number of lines in the kernel log then; ``free`` the bytes in the buddy allocator's lists, by zone
+    name.
     """
 
     phase: str
@@ -155,7 +158,9 @@ class Boot:
         self.reserve_resources()
 
     def early_reserve_memory(self) -> None:
-        """Reserve what must not be touched, before anybody knows where memory is: image, first 64 KiB, RAM disk, BIOS area."""
+        """Reserve what must not be touched, before anybody knows where memory is: image, first 64 KiB, RAM disk, BIOS
+        area.
+        """
         image, memblock = self.image, self.memblock
         memblock.reserve(image.start, image.end - image.start, "setup_arch", who="kernel image")
         memblock.reserve(0, 64 * KIB, "setup_arch", who="first 64 KiB")

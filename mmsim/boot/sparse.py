@@ -1,9 +1,9 @@
 """The memory map: a struct page for every frame, allocated out of the memory that it describes.
 
-Physical memory is cut into sections of 128 MiB. A section that has any memory gets a ``struct mem_section``, bits for its
-pageblocks (the *usemap*), and 2 MiB of struct pages (the *memmap*): 64 bytes for 4096, or 1.5625 %. The memmap is mapped at
-one virtual address for all sections, so that ``pfn_to_page()`` is an addition; as 2 MiB of it are one page middle directory
-entry, its page tables cost next to nothing.
+Physical memory is cut into sections of 128 MiB. A section that has any memory gets a ``struct mem_section``, bits for
+its pageblocks (the *usemap*), and 2 MiB of struct pages (the *memmap*): 64 bytes for 4096, or 1.5625 %. The memmap is
+mapped at one virtual address for all sections, so that ``pfn_to_page()`` is an addition; as 2 MiB of it are one page
+middle directory entry, its page tables cost next to nothing.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def _init_node(memblock: Memblock, image: KernelImage, sparse: SparseMap, tables
 
 
 class _VmemmapTables:
-    """The page tables that map the memmap with 2 MiB pages (5.17: arch/x86/mm/init_64.c, vmemmap_populate_hugepages())."""
+    """The page tables that map the memmap with 2 MiB pages (5.17: arch/x86/mm/init_64.c,
+    vmemmap_populate_hugepages()).
+    """
 
     def __init__(self, memblock: Memblock, sparse: SparseMap):
         self.memblock = memblock

@@ -1,4 +1,5 @@
-"""The generic kernel's start: per-CPU areas, zonelists, hash tables, the hand-over to the buddy allocator, and the late frees.
+"""The generic kernel's start: per-CPU areas, zonelists, hash tables, the hand-over to the buddy allocator, and the late
+frees.
 
 5.17: init/main.c, start_kernel(), mm_init(), kernel_init(). Left out: everything that has nothing to do with memory.
 """
@@ -38,7 +39,9 @@ SIZEOF_IO_TLB_AREA = 16                 # one area a CPU since 6.0, each with a 
 
 
 class StartKernel:
-    """The second half of a :class:`~mmsim.boot.setup.Boot`: from one allocator to the other. ``memory`` is ready afterwards."""
+    """The second half of a :class:`~mmsim.boot.setup.Boot`: from one allocator to the other. ``memory`` is ready
+    afterwards.
+    """
 
     def __init__(self, boot: Boot):
         if boot.memory is None:
@@ -107,7 +110,8 @@ class StartKernel:
         size = max(nodes) + 1
         distance = [[self.boot.numa.node_distance(a, b) for b in range(size)] for a in range(size)]
         has_memory = [int(nid in nodes and nodes[nid].present > 0) for nid in range(size)]
-        # The masks of CPUs are empty this early (numa_add_cpu() runs when a CPU comes up), so no node pays for having CPUs.
+        # The masks of CPUs are empty this early (numa_add_cpu() runs when a CPU comes up), so no node pays for having
+        # CPUs.
         orders = build_node_orders(has_memory, [0] * size, distance)
         zones = [nodes[nid].zones if nid in nodes else [] for nid in range(size)]
         policy_zone = 0
@@ -123,7 +127,9 @@ class StartKernel:
         self._printk(f"Policy zone: {ZONE_NAMES[policy_zone]}")
 
     def print_command_line(self) -> None:
-        """Show the command line; what the kernel does not know goes to init. 5.17: init/main.c, print_unknown_bootoptions()."""
+        """Show the command line; what the kernel does not know goes to init. 5.17: init/main.c,
+        print_unknown_bootoptions().
+        """
         self._printk(f"Kernel command line: {self.boot.command_line}")
         unknown = self.boot.options.unknown
         if unknown:
@@ -202,7 +208,8 @@ class StartKernel:
     def preallocate_vmalloc_pages(self) -> None:
         """One page table for each top-level entry of the vmalloc area, so that all processes share them from the start.
 
-        5.17: arch/x86/mm/init_64.c, preallocate_vmalloc_pages(). They are why "available" is less than what was handed over.
+        5.17: arch/x86/mm/init_64.c, preallocate_vmalloc_pages(). They are why "available" is less than what was handed
+        over.
         """
         for _ in range(self.image.vmalloc_tables):
             pfn = self.allocator.alloc_pages(GFP_KERNEL | _GFP_ZERO)
@@ -240,7 +247,9 @@ class StartKernel:
         self.set_pageset()
 
     def init_per_zone_wmark_min(self) -> None:
-        """Watermarks and reserves, once the amount of memory is known. 5.17: mm/page_alloc.c, init_per_zone_wmark_min()."""
+        """Watermarks and reserves, once the amount of memory is known. 5.17: mm/page_alloc.c,
+        init_per_zone_wmark_min().
+        """
         self.reserves.init_per_zone_wmark_min()
         self._after_wmarks()
         for zone in self.memory.zones():
@@ -294,7 +303,9 @@ class StartKernel:
             frames.page_zone(pfn).managed_pages += pages
 
     def free_boot_memory(self) -> None:
-        """The RAM disk once it is unpacked, init code and data, gaps between sections. 5.17: free_initmem(), mark_rodata_ro()."""
+        """The RAM disk once it is unpacked, init code and data, gaps between sections. 5.17: free_initmem(),
+        mark_rodata_ro().
+        """
         boot, image = self.boot, self.image
         if boot.initrd:
             start, size = boot.initrd

@@ -1,8 +1,8 @@
 """Nodes and zones: cut the machine's frames by what devices can reach, and count what each zone has.
 
-A zone *spans* from its first to its last frame, holes included; *present* are the frames that are memory; *managed* those that the
-buddy allocator has. Until hand-over nobody knows the last number, so the kernel estimates it: present less the memory map.
-5.17: mm/page_alloc.c, free_area_init() and what it calls.
+A zone *spans* from its first to its last frame, holes included; *present* are the frames that are memory; *managed*
+those that the buddy allocator has. Until hand-over nobody knows the last number, so the kernel estimates it: present
+less the memory map. 5.17: mm/page_alloc.c, free_area_init() and what it calls.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ Printk = Callable[[str], None]
 
 @dataclass(slots=True)
 class CoreOptions:
-    """``kernelcore=`` and ``movablecore=``: how many pages must not, or must, be in zone Movable; or percent of all pages."""
+    """``kernelcore=`` and ``movablecore=``: how many pages must not, or must, be in zone Movable; or percent of all
+    pages.
+    """
 
     kernelcore: int = 0
     movablecore: int = 0
@@ -57,7 +59,9 @@ class CoreOptions:
         return memparse(value)[0] // PAGE_SIZE, 0
 
     def set(self, name: str, value: str) -> None:
-        """Take one option of the command line. ``kernelcore=mirror`` is left out: no mirrored memory in the model's boots."""
+        """Take one option of the command line. ``kernelcore=mirror`` is left out: no mirrored memory in the model's
+        boots.
+        """
         pages, percent = self._parse(value)
         if name == "kernelcore" and value != "mirror":
             self.kernelcore, self.kernelcore_percent = pages, percent

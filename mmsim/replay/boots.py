@@ -2,24 +2,25 @@
 
 Compared, all exactly:
 
-* the kernel log, line by line: the firmware's map, the map after mem=/memmap= and after sanitising, last_pfn; **every memblock
-  call** with its arguments and, for every allocation, the address that came out; both MEMBLOCK configuration dumps; where the RAM
-  disk, the crash kernel and contiguous areas were put; ACPI reservations; nodes (SRAT, fake, NODE_DATA, distance tables); zone
-  ranges, start of zone Movable, node ranges, pages in unavailable ranges; per-CPU areas; fallback order, zonelists, total pages,
-  policy zone; hash tables; the Memory: line with all its numbers; every Freeing line;
-* /proc/zoneinfo: spanned, present, managed, start_pfn, cma, watermarks, boost, protection, high and batch of every CPU's lists, the
-  counters' threshold, of every zone of every node;
+* the kernel log, line by line: the firmware's map, the map after mem=/memmap= and after sanitising, last_pfn; **every
+  memblock call** with its arguments and, for every allocation, the address that came out; both MEMBLOCK configuration
+  dumps; where the RAM disk, the crash kernel and contiguous areas were put; ACPI reservations; nodes (SRAT, fake,
+  NODE_DATA, distance tables); zone ranges, start of zone Movable, node ranges, pages in unavailable ranges; per-CPU
+  areas; fallback order, zonelists, total pages, policy zone; hash tables; the Memory: line with all its numbers; every
+  Freeing line;
+* /proc/zoneinfo: spanned, present, managed, start_pfn, cma, watermarks, boost, protection, high and batch of every
+  CPU's lists, the counters' threshold, of every zone of every node;
 * /proc/meminfo: MemTotal, CmaTotal, the sum of the DirectMap lines (only the sum: how far large pages have been split
   depends on what drivers did to page attributes);
 * /proc/iomem: each range of the firmware, the kernel's sections and the crash kernel;
-* /proc/buddyinfo and /proc/pagetypeinfo: the rows of every zone in which all managed frames are free, for there the log decides
-  them. In other zones hundreds of thousands of allocations by drivers and init, which no log shows, lie between hand-over
-  and the moment of the snapshot; of them it is checked that no more is free than is managed.
+* /proc/buddyinfo and /proc/pagetypeinfo: the rows of every zone in which all managed frames are free, for there the log
+  decides them. In other zones hundreds of thousands of allocations by drivers and init, which no log shows, lie between
+  hand-over and the moment of the snapshot; of them it is checked that no more is free than is managed.
 
-Not compared: times; the offset in and the inlining of a caller's name (``sparse_init+0x85/0x1c7``: the compiler's choice; the
-request is compared, and which function made it is not); messages of parts that are not memory management.
-Taken from the log: what :mod:`mmsim.bootlog` names. Sizes of drivers' requests (ACPI, IO-APIC and whatever else the model does
-not know) are input, their addresses output.
+Not compared: times; the offset in and the inlining of a caller's name (``sparse_init+0x85/0x1c7``: the compiler's
+choice; the request is compared, and which function made it is not); messages of parts that are not memory management.
+Taken from the log: what :mod:`mmsim.bootlog` names. Sizes of drivers' requests (ACPI, IO-APIC and whatever else the
+model does not know) are input, their addresses output.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ from mmsim.replay.registry import Check, replays, same
 
 __all__ = ["boot_recording", "GROUPS", "boot_again", "compare_log", "compared_lines"]
 
-#: The groups of log lines that are compared, each as a sequence of its own, so that one missing line does not shift the others.
+#: The groups of log lines that are compared, each as a sequence of its own, so that one missing line does not shift the
+#: others.
 GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple((name, re.compile(pattern)) for name, pattern in (
     ("map", r"^(BIOS-\S+: \[mem|user: \[mem|e820: (update|remove|reserve RAM buffer)|last_pfn = |\S+ physical RAM map:"
             r"|\[mem \S+\] available for PCI devices|Command line: )"),
@@ -179,8 +181,8 @@ def _free_lists(recording: Recording, machine: Machine) -> Iterator[Check]:
 
 @replays("linux-*/boot.txt", "boots-*/*.txt")
 def boot_recording(path: Path) -> Iterator[Check]:
-    """A whole boot: every memblock call with its address, the log's lines about memory, zones, watermarks, per-CPU lists, iomem,
-    and the free lists of zones that nobody has used yet.
+    """A whole boot: every memblock call with its address, the log's lines about memory, zones, watermarks, per-CPU
+    lists, iomem, and the free lists of zones that nobody has used yet.
     """
     recording = read_recording(path)
     inputs = boot_inputs(recording)
