@@ -27,6 +27,7 @@ from mmsim.figures.ch05.machines import TYPE_NAMES, small_memory
 from mmsim.physical.frames import PG
 from mmsim.physical.free import free_pages
 from mmsim.physical.freelist import get_page_from_freelist, prepare_alloc_pages
+from mmsim.physical.pcp import drain_all_pages
 from mmsim.physical.watermark import high_wmark_pages
 from mmsim.physical.zone import Zone
 from mmsim.trace import Event
@@ -138,6 +139,11 @@ class Workload:
                     self.cache.append(pfn)
             if self.kswapd_awake:
                 self._kswapd()
+
+    def drop_cache(self) -> None:
+        """Free the whole cache and empty the per-CPU lists: what stays is the kernel's."""
+        self._drop_oldest(len(self.cache))
+        drain_all_pages(self.memory)
 
     def blocks(self) -> list[Block]:
         """Every pageblock: its type, and how many of its pages are unmovable and movable."""

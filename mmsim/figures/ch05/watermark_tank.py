@@ -31,7 +31,7 @@ __all__ = ["CALLERS", "MACHINES", "TankZone", "floor_of", "watermark_tank"]
 
 #: Managed pages of DMA, DMA32 and Normal: two recorded machines and one with 24 GiB.
 MACHINES: dict[str, tuple[int, int, int]] = {
-    "256 MiB": (3840, 54893, 0), "8 GiB": (3840, 772915, 1212416), "24 GiB": (3840, 757504, 5347840),
+    "256 MiB": (3840, 54963, 0), "8 GiB": (3840, 772915, 1212416), "24 GiB": (3840, 757504, 5347840),
 }
 
 
