@@ -138,7 +138,7 @@ def test_every_figure_stands_on_a_page(site: Path) -> None:
     for module in pkgutil.walk_packages(mmsim.figures.__path__, "mmsim.figures."):
         importlib.import_module(module.name)
     shown = {payload["name"] for entry in ENTRIES for payload in payloads(page_of(site, entry)).values()}
-    assert {each.name for each in figures()} <= shown
+    assert {each.name for each in figures() if each.name.startswith("mmsim.figures.")} <= shown
 
 
 # -- what is loaded ---------------------------------------------------------------------------------------------
