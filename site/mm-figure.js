@@ -551,12 +551,13 @@ export class MmFigure extends HTMLElement {
     ui.count = h('span', { class: 'mm-count', 'aria-hidden': 'true' });
     ui.bar = h('div', { class: 'mm-bar' }, ui.first, ui.back, ui.play, ui.next, ui.scrub, ui.count);
     ui.say = h('p', { class: 'mm-say', 'aria-live': 'polite' });
+    ui.more = h('a', { class: 'mm-more', hidden: true });
     ui.event = h('p', { class: 'mm-event' });
     ui.ask = h('div', { class: 'mm-ask', hidden: true });
     ui.status = h('div', { class: 'mm-status', role: 'status', hidden: true });
     ui.tip = h('div', { class: 'mm-tip', id: `${id}-tip`, role: 'tooltip', hidden: true });
     ui.head = h('div', { class: 'mm-head' }, h('span', { class: 'mm-title' }, title), ui.inspect, ui.link, ui.resetTop);
-    ui.figure = h('div', { class: 'mm-frame-box' }, ui.head, ui.params, ui.stage, ui.bar, ui.say, ui.event, ui.ask, ui.status, ui.tip);
+    ui.figure = h('div', { class: 'mm-frame-box' }, ui.head, ui.params, ui.stage, ui.bar, ui.say, ui.more, ui.event, ui.ask, ui.status, ui.tip);
     this.#ui = ui;
     this.#controls();
     for (const child of [...this.children]) if (child.localName !== 'script') child.remove();
@@ -742,10 +743,21 @@ export class MmFigure extends HTMLElement {
     ui.first.disabled = ui.back.disabled = this.#frame === 0;
     ui.next.disabled = this.#frame === this.#film.length - 1;
     this.#say(words.say);
+    this.#showMore(words.more);
     ui.event.textContent = eventText(words.event);
     ui.event.hidden = !words.event;
     this.#showAsk(words.ask);
     if (this.#inspecting) this.#inspect(true, this.#inspecting);
+  }
+
+  /** A link to the page of the book that explains this frame: its name without the ending, beside this page. */
+  #showMore(more) {
+    const link = this.#ui.more;
+    const page = more && /^[a-z0-9][a-z0-9\/-]*$/.test(more[1]) ? more[1] : '';
+    link.hidden = !page;
+    if (!page) return;
+    link.textContent = more[0];
+    link.href = `${page}${window.mmCompute || this.computer ? '.ipynb' : '.html'}`;
   }
 
   #say(text) {

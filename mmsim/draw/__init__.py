@@ -55,7 +55,7 @@ FreeLists, TreeView(Node), Tape(Item), Tank(Level), Timeline(Lane, Moment), Call
 Ledger(Entry), Bits(Field), Legend.
 
 What travels
-    ``payload()`` is ``{mm: 1, id, name, title, alt, params: [...], values: {name: text}, frames: [{say, event?, ask?}],
+    ``payload()`` is ``{mm: 1, id, name, title, alt, params: [...], values: {name: text}, frames: [{say, event?, ask?, more?}],
     layouts: {wide: {width, steps}, narrow: {width, steps}}, error?, note?, problems?: {param: [{line, text}]}}``; the steps are
     those of :mod:`mmsim.draw.film`. ``compute(name, values)`` gives it as JSON text and never raises.
 """

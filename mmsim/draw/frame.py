@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from mmsim.draw.scene import Scene
 from mmsim.errors import InputError
 
 __all__ = ["Ask", "Frame"]
+
+#: A page beside the one the figure is on: nothing that leaves the book can be written so.
+_PAGE = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*")
 
 
 class Ask:
@@ -62,22 +66,29 @@ class Frame:
 
     ``say`` must stand alone: it is the caption, what a screen reader speaks, and the text output that tests compare.
     The scene is copied, so a figure may go on drawing into its own. ``event`` is a mapping or text such as
-    ``"kmem:mm_page_alloc"``.
+    ``"kmem:mm_page_alloc"``. ``more`` is (words, page): a link, shown after the sentence, to the page of the book that
+    explains this step; the page is its file's name without the ending.
     """
 
-    __slots__ = ("scene", "say", "event", "ask")
+    __slots__ = ("scene", "say", "event", "ask", "more")
 
-    def __init__(self, scene: Scene, say: str, event: Mapping[str, Any] | str | None = None, ask: Ask | None = None):
+    def __init__(
+        self, scene: Scene, say: str, event: Mapping[str, Any] | str | None = None, ask: Ask | None = None,
+        more: tuple[str, str] | None = None,
+    ):  # fmt: skip
         if not say.strip():
             raise ValueError("a frame needs a sentence")
+        if more is not None and not _PAGE.fullmatch(more[1]):
+            raise ValueError(f"not a page of the book: {more[1]!r}")
+        self.more = more
         self.scene = scene.copy()
         self.say = " ".join(say.split())
         self.event = dict(event) if isinstance(event, Mapping) else event
         self.ask = ask
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Frame) and (self.scene, self.say, self.event, self.ask) == (
-            other.scene, other.say, other.event, other.ask,
+        return isinstance(other, Frame) and (self.scene, self.say, self.event, self.ask, self.more) == (
+            other.scene, other.say, other.event, other.ask, other.more,
         )  # fmt: skip
 
     __hash__ = None  # type: ignore[assignment]
@@ -92,4 +103,6 @@ class Frame:
             spec["event"] = self.event
         if self.ask is not None:
             spec["ask"] = self.ask.spec()
+        if self.more is not None:
+            spec["more"] = list(self.more)
         return spec

@@ -16,7 +16,10 @@ from mmsim.units import PAGE_SIZE
 
 __all__ = ["memory_fills"]
 
-#: What the figure shows of a boot: the step of the boot, the chapter that explains it, and what happened.
+EARLY = ("Chapter 19: early memory management", "19-early-memory-management")
+PHYSICAL = ("Chapter 5: physical memory", "05-physical-memory")
+
+#: What the figure shows of a boot: the step of the boot, and what happened.
 STEPS = {
     "sanitised map": "Power on. The firmware says which addresses are RAM. The kernel image, the RAM disk and the BIOS are in it already.",
     "reserve_real_mode": "The kernel notes what is taken. Its first allocator, memblock, knows only two lists: RAM, and reserved RAM.",
@@ -61,10 +64,10 @@ class _Workload:
             self.machine.free_pages(pfn)
             return True
         kernel = self.random.randrange(100) < self.percent
-        pfn = self.machine.alloc_pages(GFP_KERNEL if kernel else GFP_HIGHUSER_MOVABLE)
-        if pfn is None:
+        got = self.machine.alloc_pages(GFP_KERNEL if kernel else GFP_HIGHUSER_MOVABLE)
+        if got is None:
             return False
-        self.taken.append((pfn, "kernel" if kernel else "anon"))
+        self.taken.append((got, "kernel" if kernel else "anon"))
         self.served += 1
         return True
 
@@ -83,8 +86,8 @@ class _Film:
         self.machine, self.width = machine, width
         self.booted = _boot_roles(machine, machine.phases[-1])
 
-    def frame(self, roles: list[str], say: str, marks: bool = True) -> Frame:
-        """One frame. ``marks``: the allocator is up, so its watermarks mean something."""
+    def frame(self, roles: list[str], say: str, marks: bool = True, more: tuple[str, str] = PHYSICAL) -> Frame:
+        """One frame. ``marks``: the allocator is up, so its watermarks mean something. ``more``: the chapter on this step."""
         scene = Scene(self.width)
         runs = [run for run in runs_of(roles) if run.role]
         scene.add(FrameBoard(runs, len(roles), columns=64 if scene.narrow else 128), "board", gap=8)
@@ -95,7 +98,7 @@ class _Film:
                    Entry("min watermark", grouped(zone.watermark[WMARK_MIN]) if marks else "none yet")]
         scene.add(Ledger(entries), "ledger", gap=8)
         scene.add(Legend(ROLES), "legend", gap=6)
-        return Frame(scene, say)
+        return Frame(scene, say, more=more)
 
     def running(self, load: _Workload, say: str) -> Frame:
         """A frame of the running machine."""
@@ -113,21 +116,21 @@ def _filling(machine: Machine, load: _Workload, film: _Film) -> Iterator[Frame]:
         if not load.fill_to(start - (start - low) * number // ROUNDS):
             break
         if number == 1:
-            words = "Processes and the kernel ask for memory. A page of a process may move later, one of the kernel may not: they are kept apart."
+            words = ("Processes and the kernel ask for memory. A page of a process may move later, one of the kernel may not: "
+                     "they are kept apart.")  # fmt: skip
         elif number < ROUNDS:
             words = f"{grouped(load.served)} requests served, {grouped(zone.nr_free_pages)} frames free."
         else:
             words = (f"{grouped(zone.nr_free_pages)} frames are left: the low watermark. From here on a real machine "
                      "gets memory back in the background, with kswapd.")
         yield film.running(load, words)
-    while load.one():
-        pass
+    load.fill_to(0)
     urgent = machine.alloc_pages(GFP_ATOMIC)
-    answer = "still gets one" if urgent is not None else "gets none either"
+    answer = "gets none either" if urgent is None else "still gets one"
     if urgent is not None:
         load.taken.append((urgent, "kernel"))
-    yield film.running(load, f"An ordinary request fails although {grouped(zone.nr_free_pages)} frames are free: they are the reserve below the "
-                             f"min watermark. An interrupt handler, which cannot wait, {answer}.")  # fmt: skip
+    yield film.running(load, f"An ordinary request fails although {grouped(zone.nr_free_pages)} frames are free: they are the reserve "
+                             f"below the min watermark. An interrupt handler, which cannot wait, {answer}.")  # fmt: skip
 
 
 @figure(
@@ -140,7 +143,7 @@ def _filling(machine: Machine, load: _Workload, film: _Film) -> Iterator[Frame]:
     ],
 )  # fmt: skip
 def memory_fills(kernel: int, seed: int, width: float) -> Iterator[Frame]:
-    """Boots :func:`mmsim.reference.toy16`, then allocates until the page allocator refuses. No reclaim runs: the chapter on it comes later."""
+    """Boots :func:`mmsim.reference.toy16`, then allocates until the page allocator refuses. Nothing reclaims memory here."""
     machine = toy16()
     machine.memory.watermark_boost_factor = 0           # vm.watermark_boost_factor=0: only kswapd takes a boost back
     film, load = _Film(machine, width), _Workload(machine, kernel, seed)
@@ -151,8 +154,8 @@ def memory_fills(kernel: int, seed: int, width: float) -> Iterator[Frame]:
         roles = _boot_roles(machine, by_step[step])
         boot.append((roles, words.format(**facts, free=grouped(roles.count("free"))), step == "free_initmem"))
     filled = list(_filling(machine, load, film))
-    yield Frame(filled[ROUNDS // 2].scene, "Every cell is one page frame of 4 KiB, all 4 096 of a machine of 16 MiB. Press play to see where "
-                                  "each went: the machine boots, then processes and the kernel fill it.")  # fmt: skip
+    yield Frame(filled[ROUNDS // 2].scene, "Every cell is one page frame of 4 KiB, all 4 096 of a machine of 16 MiB. Press play to see "
+                                           "where each went: the machine boots, then processes and the kernel fill it.")  # fmt: skip
     for roles, words, up in boot:
-        yield film.frame(roles, words, up)
+        yield film.frame(roles, words, up, PHYSICAL if up else EARLY)
     yield from filled
