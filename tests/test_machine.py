@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -75,7 +76,7 @@ def test_big64_has_two_nodes_and_its_memory():
     assert [(zone.nid, zone.name) for zone in machine.zones] == [(0, "DMA"), (0, "DMA32"), (0, "Normal"), (1, "Normal")]
     assert sum(zone.present_pages for zone in machine.zones) * PAGE_SIZE > 63 * GIB
     assert len(machine.setup.sparse.memmap) == 64 * GIB // (128 * MIB)
-    assert [zone.nid for zone in machine.nodes[1].zonelist][0] == 1
+    assert machine.nodes[1].zonelist[0].nid == 1
     assert line(machine, "Fallback order for Node 1") == "Fallback order for Node 1: 1 0 "
 
 
@@ -111,7 +112,7 @@ def test_the_phases_come_in_the_kernels_order(booted):
 def test_reserved_memory_only_grows_until_hand_over_but_for_the_probe(booted):
     sizes = [sum(region.size for region in phase.reserved) for phase in booted.phases]
     before = sizes[1:[phase.step for phase in booted.phases].index("memblock_free_all")]
-    assert all(later >= earlier for earlier, later in zip(before, before[1:]))
+    assert all(later >= earlier for earlier, later in pairwise(before))
 
 
 def test_every_reserved_byte_of_ram_has_an_owner(booted):
@@ -274,7 +275,7 @@ def test_zone_movable_can_be_asked_for_in_percent(option, pages):
 def test_fake_nodes_share_all_memory_and_nothing_twice(count, eighths):
     machine = boot(eighths * 512 * MIB, f"numa=fake={count}")
     spans = sorted((node.start_pfn, node.end_pfn) for node in machine.nodes.values())
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     assert sum(node.present for node in machine.nodes.values()) == sum(
         end - start for start, end, _ in machine.memblock.for_each_mem_pfn_range())
     assert len(machine.nodes) <= count

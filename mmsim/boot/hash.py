@@ -31,7 +31,7 @@ class LargeHash:
     how: str = "linear"
 
 
-def _entries(nr_kernel_pages: int, nr_all_pages: int, bucket_size: int, scale: int) -> int:
+def _entries(nr_kernel_pages: int, nr_all_pages: int, bucket_size: int, scale: int, asked: int = 0) -> int:
     """How many buckets a table gets: a power of two, at most a 16th of memory.
 
     >>> _entries(64215, 64215, 8, 13)
@@ -43,20 +43,19 @@ def _entries(nr_kernel_pages: int, nr_all_pages: int, bucket_size: int, scale: i
         scale += 1
         adapt <<= ADAPT_SCALE_SHIFT
     entries = entries >> scale - PAGE_SHIFT if scale > PAGE_SHIFT else entries << PAGE_SHIFT - scale
-    if entries * bucket_size < PAGE_SIZE:
-        entries = PAGE_SIZE // bucket_size
-    entries = roundup_pow_of_two(entries)
+    entries = roundup_pow_of_two(asked or max(entries, PAGE_SIZE // bucket_size))
     limit = min((nr_all_pages << PAGE_SHIFT >> 4) // bucket_size, 0x8000_0000)
     return 1 << ilog2(max(min(entries, limit), 1))
 
 
 def large_system_hash(name: str, bucket_size: int, scale: int, nr_kernel_pages: int, nr_all_pages: int,
-                      allocate: Callable[[int], int]) -> LargeHash:
-    """Size a table from memory and allocate it; halve it while ``allocate(size)`` gives 0.
+                      allocate: Callable[[int], int], asked: int = 0) -> LargeHash:
+    """Size a table from memory (or as ``asked`` for on the command line) and allocate it; halve it while
+    ``allocate(size)`` gives 0.
 
-    5.17: mm/page_alloc.c, alloc_large_system_hash(). Left out: sizes given on the command line (dhash_entries=).
+    5.17: mm/page_alloc.c, alloc_large_system_hash().
     """
-    entries = _entries(nr_kernel_pages, nr_all_pages, bucket_size, scale)
+    entries = _entries(nr_kernel_pages, nr_all_pages, bucket_size, scale, asked)
     while True:
         size = entries * bucket_size
         address = allocate(size)

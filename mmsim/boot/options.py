@@ -9,15 +9,18 @@ from mmsim.units import memparse
 
 __all__ = ["BootOptions", "KNOWN_OPTIONS"]
 
+_HASH_OPTIONS = {"dhash_entries": "Dentry cache", "ihash_entries": "Inode-cache"}
 #: Options that the recorded kernels know, and what the kernel prints about no more. What is not known goes to init.
 KNOWN_OPTIONS = frozenset("""
-    acpi cgroup.memory cgroup_disable console crashkernel debug default_hugepagesz earlyprintk hashdist highres hugepages hugepagesz
-    hugetlb_free_vmemmap ignore_loglevel init initrd isolcpus kernelcore kexec_load_disabled log_buf_len loglevel lpj maxcpus mce
-    mem memblock memhp_default_state memmap memory_corruption_check memtest mminit_loglevel mitigations movable_node movablecore
-    nmi_watchdog no_console_suspend noapic noexec nohz nokaslr nolapic nomodule nopat nosmp nox2apic nr_cpus numa numa_balancing
-    numa_zonelist_order page_owner panic pci percpu_alloc possible_cpus printk.devkmsg printk.time psi quiet random.trust_cpu
-    reserve rdinit ro root rootdelay rootflags rootfstype rootwait rw slab_max_order slab_min_objects slab_nomerge slub_debug
-    slub_max_order slub_min_objects slub_min_order swapaccount swiotlb transparent_hugepage tsc vmalloc workqueue.power_efficient
+    acpi cgroup.memory cgroup_disable console crashkernel debug default_hugepagesz dhash_entries earlyprintk hashdist
+    highres hugepages hugepagesz hugetlb_free_vmemmap ignore_loglevel ihash_entries init initrd iommu isolcpus
+    kernelcore kexec_load_disabled log_buf_len loglevel lpj maxcpus mce mem memblock memhp_default_state memmap
+    memory_corruption_check memtest mitigations mminit_loglevel movable_node movablecore nmi_watchdog
+    no_console_suspend noapic noexec nohz nokaslr nolapic nomodule nopat nosmp nox2apic nr_cpus numa numa_balancing
+    numa_zonelist_order page_owner panic pci percpu_alloc possible_cpus printk.devkmsg printk.time psi quiet
+    random.trust_cpu rdinit reserve ro root rootdelay rootflags rootfstype rootwait rw slab_max_order slab_min_objects
+    slab_nomerge slub_debug slub_max_order slub_min_objects slub_min_order swapaccount swiotlb transparent_hugepage
+    tsc vmalloc workqueue.power_efficient
     """.split())
 
 
@@ -33,7 +36,11 @@ class BootOptions:
     transparent_hugepage: str = ""
     swiotlb_slabs: int = 0
     swiotlb_force: str = ""
-    hugepages: int = 0
+    iommu: str = ""
+    #: Spread large hash tables over the nodes, which needs vmalloc (the default on x86-64).
+    hashdist: bool = True
+    #: Buckets asked for by dhash_entries= and ihash_entries=, by the name of the table.
+    hash_entries: dict[str, int] = field(default_factory=dict)
     #: Options for init, as the kernel lists them: first those without a value, then those with one.
     unknown: list[str] = field(default_factory=list)
 
@@ -69,8 +76,12 @@ class BootOptions:
                 slabs, _, force = value.partition(",")
                 options.swiotlb_slabs = int(slabs) if slabs.isdigit() else 0
                 options.swiotlb_force = force or ("" if slabs.isdigit() else slabs)
-            elif name == "hugepages" and value.isdigit():
-                options.hugepages = int(value)
+            elif name == "iommu":
+                options.iommu = value
+            elif name == "hashdist":
+                options.hashdist = value != "0"
+            elif name in _HASH_OPTIONS and value.isdigit():
+                options.hash_entries[_HASH_OPTIONS[name]] = int(value)
             unknown = name in unknown_names if unknown_names is not None else name not in KNOWN_OPTIONS and "." not in name
             if unknown:
                 (settings if equals else flags).append(word)

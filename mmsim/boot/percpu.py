@@ -28,7 +28,6 @@ SIZEOF_PCPU_ALLOC_INFO = 56
 SIZEOF_PCPU_GROUP_INFO = 24
 SIZEOF_PCPU_BLOCK_MD = 32
 SIZEOF_LIST_HEAD = 16
-LOCAL_DISTANCE = 10
 
 
 @dataclass(slots=True)
@@ -84,9 +83,10 @@ class PerCpuLayout:
                 yield number, group.units[at:at + self.upa]
 
 
-def build_alloc_info(image: KernelImage, cpu_to_node: Sequence[int], distance: Sequence[Sequence[int]],
-                     atom_size: int = ATOM_SIZE) -> PerCpuLayout:
+def build_alloc_info(image: KernelImage, cpu_to_node: Sequence[int], atom_size: int = ATOM_SIZE) -> PerCpuLayout:
     """Group the CPUs by node and choose how many units share an allocation: as many as waste little memory.
+
+    x86 counts only the CPUs of one node as near each other, however near other (or fake) nodes are.
 
     5.17: mm/percpu.c, pcpu_build_alloc_info(), called from arch/x86/kernel/setup_percpu.c.
     """
@@ -101,16 +101,9 @@ def build_alloc_info(image: KernelImage, cpu_to_node: Sequence[int], distance: S
 
     while not fits(max_upa):
         max_upa -= 1
-    nodes: list[int] = []
     members: dict[int, list[int]] = {}
     for cpu, nid in enumerate(cpu_to_node):
-        near = next((node for node in nodes if distance[node][nid] == distance[nid][node] == LOCAL_DISTANCE), None)
-        if near is None:
-            nodes.append(nid)
-            members[nid] = near_list = []
-        else:
-            near_list = members[near]
-        near_list.append(cpu)
+        members.setdefault(nid, []).append(cpu)
     best_upa, last_allocs = 1, None
     for upa in range(max_upa, 0, -1):
         if not fits(upa):
@@ -123,8 +116,8 @@ def build_alloc_info(image: KernelImage, cpu_to_node: Sequence[int], distance: S
             break
         best_upa, last_allocs = upa, allocs
     groups = []
-    for nid in nodes:
-        cpus: list[int | None] = list(members[nid])
+    for near in members.values():
+        cpus: list[int | None] = list(near)
         groups.append(PerCpuGroup(cpus + [None] * (-len(cpus) % best_upa)))
     return PerCpuLayout(static, reserved, size_sum - static - reserved, alloc_size // best_upa, best_upa, groups, atom_size)
 

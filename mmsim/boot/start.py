@@ -99,7 +99,7 @@ class StartKernel:
         bits = self.image.nr_cpus if self.image.nr_cpus <= 64 else cpus
         self._printk(f"setup_percpu: NR_CPUS:{self.image.nr_cpus} nr_cpumask_bits:{bits} nr_cpu_ids:{cpus} "
                      f"nr_node_ids:{max(numa.nodes) + 1}")
-        layout = build_alloc_info(self.image, numa.cpu_to_node, numa.distance)
+        layout = build_alloc_info(self.image, numa.cpu_to_node)
         self.percpu = embed_first_chunk(self.memblock, self.image, layout, numa.cpu_to_node, numa.nodes, self._printk)
         self.boot.note("early", "setup_per_cpu_areas", f"{cpus} CPU{'s' if cpus > 1 else ''}: each has its copy of the per-CPU variables.")
         self.boot.driver_requests("pcpu_alloc_first_chunk")
@@ -141,7 +141,7 @@ class StartKernel:
 
     def early_hashes(self) -> None:
         """The hash tables of directory entries and inodes; on several nodes they wait for vmalloc, to be spread."""
-        if sum(node.present > 0 for node in self.memory.nodes.values()) > 1:
+        if sum(node.present > 0 for node in self.memory.nodes.values()) > 1 and self.boot.options.hashdist:
             return
         self._make_hashes("linear")
 
@@ -150,7 +150,8 @@ class StartKernel:
         for name, bucket, scale in EARLY_HASHES:
             def allocate(size: int) -> int:
                 return self.memblock.alloc(size, caller="alloc_large_system_hash") if how == "linear" else size
-            table = large_system_hash(name, bucket, scale, layout.nr_kernel_pages, layout.nr_all_pages, allocate)
+            asked = self.boot.options.hash_entries.get(name, 0)
+            table = large_system_hash(name, bucket, scale, layout.nr_kernel_pages, layout.nr_all_pages, allocate, asked)
             if not table.address:
                 raise KernelPanic(f"Failed to allocate {name} hash table")
             if how != "linear":
@@ -167,7 +168,8 @@ class StartKernel:
     def swiotlb_init(self) -> None:
         """Bounce buffers below 4 GiB, on machines with memory above. 5.17: kernel/dma/swiotlb.c, swiotlb_init()."""
         options = self.boot.options
-        wanted = self.boot.max_possible_pfn > MAX_DMA32_PFN or options.swiotlb_force == "force"
+        wanted = self.boot.max_possible_pfn > MAX_DMA32_PFN and options.iommu != "off"
+        wanted = wanted or options.swiotlb_force == "force" or options.iommu == "soft"
         if not self.image.swiotlb or not wanted or options.swiotlb_force == "noforce":
             return
         size = options.swiotlb_slabs * IO_TLB_SIZE or IO_TLB_DEFAULT_SIZE

@@ -8,7 +8,7 @@ Compared, all exactly:
   NODE_DATA, distance tables); zone ranges, start of zone Movable, node ranges, pages in unavailable ranges; per-CPU
   areas; fallback order, zonelists, total pages, policy zone; hash tables; the Memory: line with all its numbers; every
   Freeing line;
-* /proc/zoneinfo: spanned, present, managed, start_pfn, cma, watermarks, boost, protection, high and batch of every
+* /proc/zoneinfo: spanned, present, managed, start_pfn, cma, watermarks (without boost), protection, high and batch of every
   CPU's lists, the counters' threshold, of every zone of every node;
 * /proc/meminfo: MemTotal, CmaTotal, the sum of the DirectMap lines (only the sum: how far large pages have been split
   depends on what drivers did to page attributes);
@@ -111,8 +111,9 @@ class _Field:
 
 _ZONE_FIELDS = (
     _Field("spanned", lambda z: z.spanned), _Field("present", lambda z: z.present), _Field("managed", lambda z: z.managed),
-    _Field("start_pfn", lambda z: z.start_pfn), _Field("cma", lambda z: z.cma), _Field("boost", lambda z: z.boost),
-    _Field("min, low, high", lambda z: (z.min, z.low, z.high)),
+    _Field("start_pfn", lambda z: z.start_pfn), _Field("cma", lambda z: z.cma),
+    # Stealing pageblocks boosts the marks for a while: that is the load's doing, not the boot's.
+    _Field("min, low, high", lambda z: (z.min - z.boost, z.low - z.boost, z.high - z.boost)),
     # Zone Device, which the model leaves out, has no pages: protection against it equals that against the zone below.
     _Field("protection", lambda z: z.protection[:4]),
     _Field("high and batch of each CPU", lambda z: [(cpu, high, batch) for cpu, _, high, batch in z.pagesets]),

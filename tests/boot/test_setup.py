@@ -68,6 +68,10 @@ def test_hash_tables_grow_with_memory_as_recorded(pages, dentries, inodes):
     assert large_system_hash("Inode-cache", 8, 14, pages, pages, lambda size: size).entries == inodes
 
 
+def test_the_command_line_may_say_how_many_buckets():
+    assert large_system_hash("t", 8, 13, 64215, 64215, lambda size: size, asked=1000).entries == 1024
+
+
 def test_above_64_gib_tables_grow_half_as_fast():
     small, large = (large_system_hash("t", 8, 13, size * GIB // PAGE_SIZE, size * GIB // PAGE_SIZE, lambda s: s).entries
                     for size in (64, 256))
@@ -83,20 +87,28 @@ def test_a_table_that_does_not_fit_is_halved():
 
 @pytest.mark.parametrize("cpus, unit_size, upa", [(1, 2 * MIB, 1), (2, MIB, 2), (4, 512 * KIB, 4), (8, 256 * KIB, 8)])
 def test_as_many_units_share_a_block_as_waste_little(cpus, unit_size, upa):
-    layout = build_alloc_info(IMAGE_5_17, [0] * cpus, [[10]])
+    layout = build_alloc_info(IMAGE_5_17, [0] * cpus)
     assert (layout.unit_size, layout.upa) == (unit_size, upa)
     assert layout.embedded_line() == f"percpu: Embedded 49 pages/cpu s170176 r0 d30528 u{unit_size}"
 
 
 def test_each_node_has_its_own_block():
-    layout = build_alloc_info(IMAGE_5_17, [0, 0, 1, 1], [[10, 20], [20, 10]])
+    layout = build_alloc_info(IMAGE_5_17, [0, 0, 1, 1])
     assert [group.units for group in layout.groups] == [[0, 1], [2, 3]]
     assert layout.alloc_lines()[1] == "pcpu-alloc: [0] 0 1 [1] 2 3 "
 
 
+def test_a_unit_too_many_is_shown_as_a_dash_and_freed_whole():
+    layout = build_alloc_info(IMAGE_5_17, [0, 0, 0])
+    assert layout.alloc_lines() == ["pcpu-alloc: s170176 r0 d30528 u524288 alloc=1*2097152", "pcpu-alloc: [0] 0 1 2 - "]
+    memblock = ram((16 * MIB, 64 * MIB))
+    embed_first_chunk(memblock, IMAGE_5_17, layout, [0, 0, 0], [0])
+    assert not memblock.is_region_reserved(layout.groups[0].base + 3 * layout.unit_size, layout.unit_size)
+
+
 def test_what_a_unit_does_not_use_goes_back():
     memblock = ram((16 * MIB, 64 * MIB))
-    layout = build_alloc_info(IMAGE_5_17, [0, 0], [[10]])
+    layout = build_alloc_info(IMAGE_5_17, [0, 0])
     embed_first_chunk(memblock, IMAGE_5_17, layout, [0, 0], [0])
     base = layout.groups[0].base
     assert base % (2 * MIB) == 0
