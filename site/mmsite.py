@@ -161,6 +161,17 @@ class FigureLinks(SphinxPostTransform):
             node.replace_self(link)
 
 
+class UniqueIds(SphinxPostTransform):
+    """Take out the ids that sphinx-exercise gives to the body of every exercise and solution alike."""
+
+    default_priority = 6
+
+    def run(self, **kwargs: Any) -> None:
+        for node in self.document.findall(nodes.Element):
+            if {"exercise-content", "solution-content"} & set(node.get("ids", ())):
+                node["ids"] = []
+
+
 # -- formulas -------------------------------------------------------------------------------------------------
 
 def _mathml(source: str, block: bool) -> str:
@@ -181,6 +192,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.add_post_transform(FigureLinks)
+    app.add_post_transform(UniqueIds)
     app.connect("config-inited", drop_thebe, priority=1)
     app.connect("builder-inited", prepare_static)
     app.connect("builder-inited", add_assets)

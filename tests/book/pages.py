@@ -67,9 +67,14 @@ def markdown(path: Path) -> str:
     return "\n\n".join(cell.text for cell in cells(path) if cell.kind == "markdown")
 
 
+CODE_DIRECTIVES = ("literalinclude", "code-block", "code", "code-cell", "bibliography", "figure", "image")
+
+
 def without_fenced_code(text: str) -> str:
-    """Markdown without fenced code blocks; directives such as ```{note} and :::{note} stay."""
-    return re.sub(r"(?ms)^(`{3,})(?!\{)[^\n]*\n.*?^\1[ \t]*$", "", text)
+    """Markdown without fenced code blocks. Of directives that hold prose, such as ```{note}, only the fence goes."""
+    holds_code = rf"(?:\{{(?:{'|'.join(CODE_DIRECTIVES)})\}}|(?!\{{))"
+    text = re.sub(rf"(?ms)^[ \t]*(`{{3,}}|:{{3,}}(?=\{{)){holds_code}[^\n]*\n.*?^[ \t]*\1[ \t]*$", "", text)
+    return re.sub(r"(?m)^[ \t]*(`{3,}|:{3,}).*$", "", text)
 
 
 def code(path: Path) -> list[Cell]:
