@@ -222,7 +222,7 @@ def watermark_tank(caller: str, machine: str, thp: bool, width: float) -> Iterat
     names = " → ".join(zone.name for zone in order)
     left = ", ".join(f"{grouped(zone.nr_free_pages)} in {zone.name}" for zone in order)
     yield tanks.frame(
-        f"{caller}, {one.words}, may use {names}. When it has taken all it can get, these pages are left: {left}. "
+        f"{caller} ({one.words}) may use {names}. When it has taken all it can get, these pages are left: {left}. "
         f"The table tells for every kind of request where it is stopped (min_free_kbytes is "
         f"{grouped(reserves.min_free_kbytes)}).", flags)
     for zone in order:
