@@ -32,6 +32,8 @@ class Rules:
     memblock_full_array_panics: bool = False
     #: Zone Movable is dropped where rounding its start up to 4 MiB leaves nothing of the node (5.18).
     movable_zone_within_node: bool = False
+    #: vmalloc() of 2 MiB and more may use huge pages on x86 (5.18).
+    huge_vmalloc: bool = False
     #: crashkernel=range:size compares the amount of RAM rounded up to 128 MiB instead of the exact total (6.1).
     crashkernel_rounds_up: bool = False
 
@@ -53,5 +55,5 @@ def rules_for(release: str = "5.17") -> Rules:
         raise InputError(f"no rules for Linux {release}; known releases: {', '.join(RELEASES)}")
     since_6_1 = release != "5.17"
     since_6_12 = release in ("6.12", "6.18")
-    return Rules(release=release, memblock_single_pass=since_6_1, movable_zone_within_node=since_6_1,
+    return Rules(release=release, memblock_single_pass=since_6_1, movable_zone_within_node=since_6_1, huge_vmalloc=since_6_1,
                  memblock_merges_locally=since_6_12, memblock_full_array_panics=since_6_12, crashkernel_rounds_up=since_6_1)

@@ -348,6 +348,12 @@ def test_no_memory_at_all_is_a_panic():
         Machine.boot([E820Entry(0, MIB, 2), E820Entry(MIB, GIB, 2)])
 
 
+def test_a_node_of_less_than_4_mib_crashes_the_kernel_and_says_so():
+    srat = (SratMemory(0, 0, 1022 * MIB), SratMemory(1, 1022 * MIB, GIB))
+    with pytest.raises(KernelPanic, match="node 1 has memory but no NODE_DATA"):
+        boot(srat=srat, cpu_to_node=(0,))
+
+
 def test_less_memory_than_the_kernel_needs_is_a_panic_with_the_kernels_words():
     with pytest.raises(KernelPanic, match=r"\w"):
         Machine.boot([E820Entry(0, 0x9FC00, 1), E820Entry(MIB, 3 * MIB, 1)], image=TINY_IMAGE)

@@ -298,6 +298,10 @@ class Boot:
 
     def paging_init(self) -> None:
         """The memory map and the zones. 5.17: arch/x86/mm/init_64.c, paging_init(); zone_sizes_init()."""
+        for _, _, nid in self.memblock.for_each_mem_pfn_range():
+            if nid not in self.numa.node_data:
+                # A node of less than 4 MiB is not brought online, but its memory is there: kernels crash on that.
+                raise KernelPanic(f"BUG: kernel NULL pointer dereference: node {nid} has memory but no NODE_DATA")
         dma_reserve = find_dma_reserve(self.memblock)
         self.sparse = sparse_init(self.memblock, self.image, self.numa.node_data)
         share = self.sparse.memmap_bytes

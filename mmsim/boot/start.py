@@ -155,7 +155,8 @@ class StartKernel:
             if not table.address:
                 raise KernelPanic(f"Failed to allocate {name} hash table")
             if how != "linear":
-                table = LargeHash(table.name, table.entries, table.size, 0, how)
+                huge = self.boot.rules.huge_vmalloc and table.size // len(self.memory.nodes) >= 2 * MIB
+                table = LargeHash(table.name, table.entries, table.size, 0, "vmalloc hugepage" if huge else how)
             self.hashes.append(table)
             self._printk(hash_line(table))
 
@@ -275,8 +276,9 @@ class StartKernel:
         if not uniprocessor or boot.platform.nr_cpus == 1:
             self._free("SMP alternatives", *image.smp_locks)
         for work in self.deferred:
-            work.run(self.memory)
+            pages = work.run(self.memory)
             self._printk(f"node {work.nid} deferred pages initialised in 0ms")
+            boot.note("buddy", "deferred_init_memmap", f"Node {work.nid} gets its other {pages} free frames.")
         self.init_cma()
         self.init_per_zone_wmark_min()
         boot.note("buddy", "init_per_zone_wmark_min", "The zones have their watermarks.")

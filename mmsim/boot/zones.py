@@ -18,6 +18,7 @@ from mmsim.constants import (
     MAX_DMA_PFN,
     MAX_NR_ZONES,
     MAX_ORDER,
+    MEMBLOCK_HOTPLUG,
     MIGRATE_MOVABLE,
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
@@ -116,8 +117,27 @@ def find_zone_movable_pfns(layout: ZoneLayout, memblock: Memblock, options: Core
     5.17: mm/page_alloc.c, find_zone_movable_pfns_for_nodes().
     """
     movable_zone = next((i for i in range(ZONE_NORMAL, -1, -1) if layout.highest[i] > layout.lowest[i]), ZONE_DMA)
-    total = sum(end - start for start, end, _ in memblock.for_each_mem_pfn_range())
     nodes = sorted(layout.node_ranges)
+    movable = dict.fromkeys(nodes, 0)
+    if memblock.movable_node:
+        # Then memory that may be unplugged decides, and the sizes on the command line do not count.
+        for region in memblock.for_each_mem_region():
+            if region.flags & MEMBLOCK_HOTPLUG:
+                first = pfn_down(region.base)
+                movable[region.nid] = min(first, movable[region.nid]) if movable[region.nid] else first
+    else:
+        _spread_kernelcore(memblock, options, movable, layout.lowest[movable_zone])
+    for nid in nodes:
+        pfn = -(-movable[nid] // MAX_ORDER_NR_PAGES) * MAX_ORDER_NR_PAGES
+        if pfn and (pfn < layout.node_ranges[nid][1] or not within_node):
+            layout.movable_pfn[nid] = pfn
+    return movable_zone
+
+
+def _spread_kernelcore(memblock: Memblock, options: CoreOptions, movable: dict[int, int], usable_start: int) -> None:
+    """Find the frame up to which each node's memory is the kernel's; below ``usable_start`` all of it is."""
+    total = sum(end - start for start, end, _ in memblock.for_each_mem_pfn_range())
+    nodes = sorted(movable)
     kernelcore, movablecore = options.kernelcore, options.movablecore
     if options.kernelcore_percent:
         kernelcore = total * 100 * options.kernelcore_percent // 10000
@@ -127,9 +147,8 @@ def find_zone_movable_pfns(layout: ZoneLayout, memblock: Memblock, options: Core
         movablecore = min(total, -(-movablecore // MAX_ORDER_NR_PAGES) * MAX_ORDER_NR_PAGES)
         kernelcore = max(kernelcore, total - movablecore)
     if not kernelcore or kernelcore >= total:
-        return movable_zone
-    usable_start, usable_nodes = layout.lowest[movable_zone], len(nodes)
-    movable = dict.fromkeys(nodes, 0)
+        return
+    usable_nodes = len(nodes)
     while True:
         share = kernelcore // usable_nodes
         for nid in nodes:
@@ -158,11 +177,6 @@ def find_zone_movable_pfns(layout: ZoneLayout, memblock: Memblock, options: Core
         usable_nodes -= 1
         if not usable_nodes or kernelcore <= usable_nodes:
             break
-    for nid in nodes:
-        pfn = -(-movable[nid] // MAX_ORDER_NR_PAGES) * MAX_ORDER_NR_PAGES
-        if pfn and (pfn < layout.node_ranges[nid][1] or not within_node):
-            layout.movable_pfn[nid] = pfn
-    return movable_zone
 
 
 def _zone_span(layout: ZoneLayout, index: int, nid: int, movable_zone: int) -> tuple[int, int]:

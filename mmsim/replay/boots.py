@@ -180,6 +180,15 @@ def _free_lists(recording: Recording, machine: Machine) -> Iterator[Check]:
             yield same(f"pagetypeinfo, node {row.nid} {row.zone}, pageblocks", types.blocks[key], model_types.blocks.get(key))
 
 
+@replays(*(f"linux-*/{scenario}.txt" for scenario in (
+    "buddy", "cg2", "compact", "dev", "huge", "huge-1G", "numa", "oom", "progs", "progs-1G", "swap")))
+def boot_log(path: Path) -> Iterator[Check]:
+    """The boot before another scenario: the lines of its log about memory, with every memblock call and its address."""
+    recording = read_recording(path)
+    machine = boot_again(boot_inputs(recording))
+    yield from compare_log(recording.messages(), machine.dmesg_lines())
+
+
 @replays("linux-*/boot.txt", "boots-*/*.txt")
 def boot_recording(path: Path) -> Iterator[Check]:
     """A whole boot: every memblock call with its address, the log's lines about memory, zones, watermarks, per-CPU

@@ -194,6 +194,15 @@ def test_zone_movable_starts_behind_the_kernels_share(option, value, starts):
     assert layout.movable_pfn == starts
 
 
+def test_with_movable_node_the_memory_that_may_be_unplugged_is_movable():
+    memblock = ram((MIB, GIB, 0), (GIB, 2 * GIB, 1))
+    memblock.movable_node = True
+    memblock.mark_hotplug(GIB, GIB)
+    memory, _, _ = zones_of(memblock, CoreOptions(movablecore=1000))
+    assert [zone.name for zone in memory.nodes[1].populated_zones] == ["Movable"]
+    assert not memory.nodes[0].zones[3].populated
+
+
 def test_the_kernels_share_is_spread_over_the_nodes():
     memblock = ram((MIB, GIB, 0), (GIB, 2 * GIB, 1))
     memory, layout, log = zones_of(memblock, CoreOptions(kernelcore_percent=50))
