@@ -157,7 +157,8 @@ class _Film:
         entries = []
         for name, value in now.items():
             delta = value - past[name] if past else 0
-            entries.append(Entry(name, f"{grouped(value)} KiB", delta if abs(delta) < 100_000 else 0))
+            fits = text_width(f"+{grouped(abs(delta))}", "small") + 14 < (46 if scene.narrow else 56)
+            entries.append(Entry(name, f"{grouped(value)} KiB", delta if fits else 0))
         scene.add(Ledger(entries), "ledger", gap=8)
         lines = self.boot.klog.lines()[: phase.log]
         old = before.log if before else 0
@@ -196,7 +197,7 @@ def _managed(machine: Machine) -> int:
 
 def _symptom(machine: Machine, ram: int) -> str:
     managed = _managed(machine)
-    return (f"A machine of {format_bytes(ram)}, {grouped(ram >> 10)} KiB, has booted, and MemTotal says {managed} kB: "
+    return (f"A machine of {format_bytes(ram)}, {ram >> 10} KiB, has booted, and MemTotal says {managed} kB: "
             f"{(ram >> 10) - managed} KiB are missing. "
             "Every coloured range has an owner that took it before the page allocator existed. Step on to see them come.")  # fmt: skip
 
@@ -205,7 +206,7 @@ def _sentence(boot: Boot, phase: Phase) -> str:
     count = len(phase.memory)
     facts = {
         "entries": len(boot.e820_firmware), "end": boot.max_pfn * PAGE_SIZE,
-        "ram": f"{grouped(sum(r.size for r in phase.memory) >> 10)} KiB", "regions": f"{count} region{'' if count == 1 else 's'}",
+        "ram": f"{sum(r.size for r in phase.memory) >> 10} KiB", "regions": f"{count} region{'' if count == 1 else 's'}",
         "nodes": "The only node gets its descriptor" if len(boot.numa.nodes) == 1 else
                  f"Each of {len(boot.numa.nodes)} nodes gets its descriptor",
         "hashes": "The hash tables of the file system come from memblock, which alone has such large pieces"

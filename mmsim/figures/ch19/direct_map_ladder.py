@@ -213,7 +213,7 @@ def _story(board: _Board, rungs: list[_Rung], direct: DirectMap, memblock: Membl
     total = len(direct.tables)
     yield board.frame(
         f"Only the kernel image is mapped, by tables that are part of it. Six frames of its brk area are set aside for new tables. "
-        f"To map all {memblock.phys_mem_size() >> 20} MiB with pages of up to {pages} takes {grouped(total)} tables.", 0,
+        f"To map all {memblock.phys_mem_size() >> 20} MiB with pages of up to {pages} takes {total} tables.", 0,
         ask=Ask("Each table must be written before it is used, through an address that is mapped. "
                 "How many of the tables can be made now?", min(6, total),
                 "The frames of the brk area are all that is mapped and free. "
@@ -234,11 +234,11 @@ def _story(board: _Board, rungs: list[_Rung], direct: DirectMap, memblock: Membl
             "no new table is needed"
             if not tables
             else (
-                f"it takes {grouped(tables)} new table{'' if tables == 1 else 's'}, "
+                f"it takes {tables} new table{'' if tables == 1 else 's'}, "
                 + (
                     "all from brk"
                     if not taken
-                    else f"{tables - taken} from brk and {grouped(taken)} from memory mapped before"
+                    else f"{tables - taken} from brk and {taken} from memory mapped before"
                     if taken < tables
                     else "all from memory mapped before"
                 )
@@ -261,14 +261,12 @@ def _story(board: _Board, rungs: list[_Rung], direct: DirectMap, memblock: Membl
                 choices=["a table covers only half", "so that the tables surely fit", "to keep the map aligned"],
             )
         yield board.frame(
-            f"{what}: {format_bytes(rung.size) if rung.size % MIB == 0 else f'{grouped(rung.size >> 20)} MiB'} are mapped; {where}.",
+            f"{what}: {format_bytes(rung.size) if rung.size % MIB == 0 else f'{rung.size >> 20} MiB'} are mapped; {where}.",
             number,
             ask=ask,
         )
-    counts = ", ".join(
-        f"{grouped(count)} × {_PAGE[level]}" for level, count in direct.direct_pages_count.items() if count
-    )
+    counts = ", ".join(f"{count} × {_PAGE[level]}" for level, count in direct.direct_pages_count.items() if count)
     yield board.frame(
-        f"All RAM is mapped: {counts}, in {grouped(len(direct.tables))} tables. load_cr3() switches to the new tables, "
+        f"All RAM is mapped: {counts}, in {len(direct.tables)} tables. load_cr3() switches to the new tables, "
         f"and memblock may now allocate "
         f"up to {direct.max_pfn_mapped << 12:#x}.", len(rungs))  # fmt: skip

@@ -90,8 +90,8 @@ def _entries(ops: list[Operation]) -> list[E820Entry]:
 class _Board:
     """Draws the given map, the map made so far, and the log, for any moment of the sweep."""
 
-    def __init__(self, given: list[E820Entry], width: float):
-        self.given, self.width = given, width
+    def __init__(self, given: list[E820Entry], rows: int, width: float):
+        self.given, self.rows, self.width = given, rows, width
         spans = [_span(entry) for entry in given]
         low, high = min(entry.addr for entry in given), max(entry.end for entry in given)
         smallest = min(entry.size for entry in given)
@@ -106,6 +106,7 @@ class _Board:
         active: tuple[int, ...] | None = None,
         state: str = "",
         log: list[str] | None = None,
+        title: str = "the new map, as the kernel logs it",
         ask: Ask | None = None,
     ) -> Frame:
         """One frame: entries the line is inside of are outlined, all others faded while the line moves."""
@@ -119,10 +120,10 @@ class _Board:
         scene.add(AddressBar(bars, self.axis, thick=20, gap=7, cursor=cursor), "map")
         if state:
             scene.note(state, "state", gap=4)
-        elif active is not None or log is None:
+        else:
             scene.note("\u00a0", "state", gap=4)
-        if log is not None:
-            scene.add(TextPane(log, title="kernel log"), "log", gap=8)
+        lines = [f"BIOS-e820: {entry}" for entry in made] if log is None else log
+        scene.add(TextPane(lines, rows=self.rows, title=title), "log", gap=6)
         scene.add(Legend({"free": "usable", "reserved": "not for the kernel", "error": "unusable"}), "legend", gap=8)
         return Frame(scene, say, ask=ask)
 
@@ -172,10 +173,19 @@ def e820_surgery(entries: list[Operation], trim: bool, width: float) -> Iterator
         scene.note("The map has no entry.")
         yield Frame(scene, "The map has no entry: the kernel would make one up from older BIOS calls.")
         return
-    board = _Board(given, width)
+    log = KernelLog(Clock())
+    table = E820Table(given, log)
+    table.update_table()
+    swept = [E820Entry(entry.addr, entry.size, entry.type) for entry in table]
+    if trim:
+        table.trim_bios_range()
+    board = _Board(given, max(len(swept), len(given), len(table) + 2 if trim else 0), width)
     overlaps = sum(1 for i, a in enumerate(given) for b in given[:i] if a.addr < b.end and b.addr < a.end)
     yield board.frame(
-        f"The firmware lists {len(given)} entries; {overlaps} pair{'' if overlaps == 1 else 's'} of them overlap.", []
+        f"The firmware lists {len(given)} entries; {overlaps} pair{'' if overlaps == 1 else 's'} of them overlap.",
+        [],
+        log=[f"firmware: {entry}" for entry in given],
+        title="the firmware's map",
     )
     if len(given) < 2 or any(entry.end > U64_MAX for entry in given):
         yield board.frame(
@@ -213,23 +223,17 @@ def e820_surgery(entries: list[Operation], trim: bool, width: float) -> Iterator
             open_from = step.addr
         before = step.type
         yield board.frame(say, list(made), step.addr, step.active, _inside(step, given))
-    log = KernelLog(Clock())
-    table = E820Table(given, log)
-    table.update_table()
-    lines = table.text("BIOS-e820").splitlines()
     yield board.frame(
-        f"The new map has {len(table.entries)} entries, sorted and without overlaps. This is what dmesg shows.",
-        list(table.entries),
-        log=lines,
+        f"The new map has {len(swept)} entries, sorted and without overlaps. This is what dmesg shows.", swept
     )
-    if not trim:
-        return
-    table.trim_bios_range()
-    lines = log.lines()[-2:] + table.text("working map").splitlines()
-    yield board.frame(
-        f"trim_bios_range(): page 0 ({PAGE_SIZE // 1024} KiB) becomes reserved, "
-        f"and RAM from {BIOS_BEGIN >> 10} KiB to {BIOS_END >> 10} KiB goes, "
-        "whatever the firmware said.", list(table.entries), log=lines)  # fmt: skip
+    if trim:
+        yield board.frame(
+            f"trim_bios_range(): page 0 ({PAGE_SIZE // 1024} KiB) becomes reserved, "
+            f"and RAM from {BIOS_BEGIN >> 10} KiB to {BIOS_END >> 10} KiB goes, whatever the firmware said.",
+            list(table),
+            log=log.lines()[-2:] + table.text("working map").splitlines(),
+            title="kernel log, and the map that the kernel works with",
+        )
 
 
 def _shown(made: list[E820Entry], start: int, addr: int, kind: int) -> list[E820Entry]:

@@ -31,7 +31,7 @@ from mmsim.draw import (
 )
 from mmsim.errors import KernelError
 from mmsim.klog import KernelLog
-from mmsim.units import GIB, PAGE_SIZE, U64_MAX, align_down, format_bytes
+from mmsim.units import PAGE_SIZE, U64_MAX, align_down, format_bytes
 
 __all__ = ["memblock_sandbox", "free_ranges_from_the_top"]
 
@@ -90,6 +90,15 @@ def free_ranges_from_the_top(memblock: Memblock, low: int, high: int, nid: int) 
 
 def _exact(size: int) -> str:
     return format_bytes(size) if size % 1024 == 0 else f"{size} bytes"
+
+
+def _brief(size: int) -> str:
+    """A size for a label: at most five characters."""
+    for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+        if size >> shift:
+            whole, rest = size >> shift, size & ((1 << shift) - 1)
+            return f"{whole}{unit}" if not rest else f"{size / (1 << shift):.1f}{unit}"
+    return f"{size}"
 
 
 def _place(address: int) -> str:
@@ -379,7 +388,7 @@ def _bars(step: _Step, axis: Axis, width: float) -> AddressBar:
                 base,
                 base + size,
                 "reserved",
-                fitting(short_size(size), base, base + size),
+                fitting(_brief(size), base, base + size),
                 f"reserved: {base:#x}-{base + size - 1:#x}, {_exact(size)}",
             )
         )
@@ -390,7 +399,7 @@ def _bars(step: _Step, axis: Axis, width: float) -> AddressBar:
                 start,
                 end,
                 "free",
-                fitting(f"#{order}" if order else short_size(end - start), start, end),
+                fitting(f"#{order}" if order else _brief(end - start), start, end),
                 f"free: {start:#x}-{end - 1:#x}, {_exact(end - start)}",
                 mark="focus" if order else "",
             )
@@ -401,9 +410,7 @@ def _bars(step: _Step, axis: Axis, width: float) -> AddressBar:
         Bar("free", free, "memory minus reserved, computed anew for each search"),
     ]
     if changed and changed[1] > changed[0]:
-        bars.append(
-            Bar("this call", [Span(*changed, "moving", fitting(short_size(changed[1] - changed[0]), *changed))])
-        )
+        bars.append(Bar("this call", [Span(*changed, "moving", fitting(_brief(changed[1] - changed[0]), *changed))]))
     else:
         bars.append(Bar("this call", []))
     return AddressBar(bars, axis, thick=22)
@@ -416,7 +423,7 @@ def _table(
     old = set(before)
     cells = []
     for base, size, nid, flags in rows:
-        words = [f"{base:#x}-{base + size - 1:#x}", short_size(size) if size < GIB << 10 else f"{size:#x}"]
+        words = [f"{base:#x}-{base + size - 1:#x}", _brief(size)]
         words.append("-" if nid == NUMA_NO_NODE else str(nid))
         if name == "memory":
             words.append("|".join(label for bit, label in FLAG_NAMES.items() if flags & bit) or "0")

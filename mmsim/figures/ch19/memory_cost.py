@@ -178,7 +178,7 @@ def memory_cost(ram: str, hvo: bool, width: float) -> Iterator[Frame]:
         f"Booting took {_size(board.gone)} of {_size(size)}, {100 * board.gone / size:.2f} %, and keeps it. "
         f"{_size(memmap)} of that are struct pages: {SIZEOF_STRUCT_PAGE} bytes for each 4 KiB.", len(shares))  # fmt: skip
     yield board.frame(
-        f"struct pages: {grouped(memmap // SIZEOF_STRUCT_PAGE)} of them, in {grouped(memmap // PAGE_SIZE)} frames. "
+        f"struct pages: {memmap // SIZEOF_STRUCT_PAGE} of them, in {memmap // PAGE_SIZE} frames. "
         "They describe those frames, too.",
         place + 1,
         ask=Ask("What would the page tables of the direct map cost, if all of it had 4 KiB pages? Count lowest-level tables.",
