@@ -331,6 +331,32 @@ def test_a_contiguous_area_is_movable_until_its_owner_comes():
     machine.check()
 
 
+OPTIONS = st.lists(st.sampled_from([
+    "mem=200M", "mem=700M", "memmap=64M$100M", "memmap=3333K$200000K", "crashkernel=100M", "crashkernel=90M,high",
+    "crashkernel=64M@256M", "crashkernel=512M-2G:64M,2G-:256M", "movablecore=300M", "movablecore=40%", "kernelcore=70%",
+    "kernelcore=200M", "numa=fake=5", "numa=fake=2U", "numa=fake=300M", "numa=off", "movable_node", "swiotlb=force",
+    "transparent_hugepage=never", "hashdist=0", "cma=48M"]), max_size=4, unique=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([128, 256, 333, 1024]), OPTIONS, st.integers(1, 5), st.lists(st.integers(1, 15), max_size=2), st.booleans())
+def test_any_machine_with_any_options_adds_up(mebibytes, options, cpus, cuts, deferred):
+    """Memory sizes, nodes, holes and options in any combination: no frame is lost, none is in two places."""
+    memory = mebibytes * MIB
+    platform = qemu_platform(memory, cpus)
+    if cuts:
+        edges = [MIB, *sorted({memory * cut // 16 & -(MIB * 4) for cut in cuts}), memory]
+        areas = [SratMemory(nid, start, end, nid) for nid, (start, end) in enumerate(pairwise(edges))]
+        platform = platform.replace(srat=(SratMemory(0, 0, 0xA0000), *areas),
+                                    cpu_to_node=tuple(cpu % len(areas) for cpu in range(cpus)))
+    image = ref256().image.replace(dma_cma=True)
+    machine = Machine.boot(qemu_map(memory), " ".join(options), image=image, platform=platform, deferred=deferred)
+    machine.check()
+    assert all(zone.watermark == sorted(zone.watermark) for zone in machine.zones)
+    physpages = sum(node.present for node in machine.nodes.values())
+    assert f"/{physpages * 4}K available" in line(machine, "Memory:")
+
+
 # -- bad input -----------------------------------------------------------------------------------------------
 
 def test_text_without_a_map_is_refused():

@@ -151,6 +151,8 @@ def emulate(option: str, blocks: Sequence[NumaBlock], memblock: Memblock, max_pf
     if "U" in option:
         nid = 0
         for node in nodes:
+            if not work.physical:
+                break
             block = work.physical[0]
             following = work.by_size([block.nid], block.start, block.end, 0, count, nid)
             if following < 0:
