@@ -125,6 +125,12 @@ def drop_thebe(app: Sphinx, config: Any) -> None:
     app.registry.css_files[:] = [item for item in app.registry.css_files if "thebe" not in item[0]]
 
 
+def mend_roles(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """docutils calls its citations a list whose items are none: no role is better than a wrong one."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+
+
 def drop_files(app: Sphinx, exception: Exception | None) -> None:
     """Remove what no page loads from the finished site."""
     if exception is not None or app.builder.format != "html":
@@ -196,5 +202,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", drop_thebe, priority=1)
     app.connect("builder-inited", prepare_static)
     app.connect("builder-inited", add_assets)
+    app.connect("html-page-context", mend_roles)
     app.connect("build-finished", drop_files)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

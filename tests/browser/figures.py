@@ -31,7 +31,11 @@ def figure_ids(page: Page) -> list[str]:
 
 
 def drawing(page: Page, identity: str) -> str:
-    return str(page.evaluate("(id) => document.getElementById(id).querySelector('.mm-stage svg').outerHTML", identity))
+    """What is drawn: every shape with its attributes, in their order in the drawing."""
+    return str(page.evaluate(
+        """(id) => [...document.getElementById(id).querySelectorAll('.mm-stage svg [data-key]')].map((node) => node.localName + ' '
+             + [...node.attributes].map((a) => `${a.name}=${a.value}`).sort().join(' ')
+             + (node.localName === 'text' ? ` ${node.textContent}` : '')).join('\\n')""", identity))
 
 
 def frame(page: Page, identity: str) -> int:

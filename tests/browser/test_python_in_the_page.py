@@ -24,7 +24,8 @@ def other_value(param: dict[str, Any]) -> str | None:
     default = param["default"]
     match param["kind"]:
         case "range":
-            value = param["min"] if str(param["min"]) != default else min(param["max"], param["min"] + param.get("step", 1))
+            step = param["min"] if param.get("log") else param.get("step", 1)
+            value = param["min"] if str(param["min"]) != default else min(param["max"], param["min"] + step)
             return str(value)
         case "seed":
             return str(int(default) + 1)
