@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
 from mmsim import constants as c
 from mmsim.boot.handover import blocks_of
+from mmsim.figures.ch05 import buddy_board
 from mmsim.figures.ch05.watermark_tank import CALLERS, TankZone, floor_of, make_zones
 from mmsim.physical.buddy import find_buddy_pfn
 from mmsim.physical.fragmentation import format_index, fragmentation_index, unusable_free_index
@@ -119,17 +122,40 @@ def test_the_card_shows_that_everything_agrees() -> None:
     assert len(counts) >= 7 and all(agree == total != "0" for agree, total in counts)
 
 
-def test_the_build_exercise_works() -> None:
-    """The three lines of the solution, put into the smallest model, keep every block and its place."""
+def smallest_model(tail: bool) -> dict[str, Any]:
+    """The chapter's own cells, with 64 frames; with ``tail``, the three lines of the exercise's solution in them."""
     solution = re.search(r"Replace the last line of `give\(\)` by\n\n((?:    .*\n)+)", markdown(CHAPTER))
     assert solution
-    model = next(cell.text for cell in cells(CHAPTER) if cell.kind == "code" and "def give" in cell.text)
-    model = model.replace("TOP = 4", "TOP = 6").replace("    free[order].insert(0, pfn)\n", solution[1])
+    give = next(cell.text for cell in cells(CHAPTER) if cell.kind == "code" and "def give" in cell.text).replace("TOP = 4", "TOP = 6")
     take = next(cell.text for cell in cells(CHAPTER) if cell.kind == "code" and "def take" in cell.text)
-    scope: dict[str, object] = {}
-    exec(model.split("\nfree\n")[0] + "\n" + take.split("\na, b")[0], scope)
-    frames = [scope["take"](0) for _ in range(64)]  # type: ignore[operator]
-    assert sorted(frames) == list(range(64))
-    for pfn in (5, 4, 7, 2, 3):
-        scope["give"](pfn, 0)  # type: ignore[operator]
-    assert scope["free"] == {0: [7], 1: [2, 4], 2: [], 3: [], 4: [], 5: [], 6: []}
+    if tail:
+        last = re.search(r"    free\[order\]\.insert\(0, pfn\).*\n", give)
+        assert last
+        give = give.replace(last[0], solution[1])
+    scope: dict[str, Any] = {}
+    exec(give.removesuffix("free") + "\n" + take.split("\na, b")[0], scope)
+    return scope
+
+
+def share_of_steps_with_a_large_block(tail: bool, seed: int) -> float:
+    scope, random, used, steps = smallest_model(tail), Random(seed), [], 0
+    for _ in range(50_000):
+        if len(used) < 32 or len(used) < 60 and random.random() < 0.5:
+            used.append(scope["take"](0))
+        else:
+            scope["give"](used.pop(random.randrange(len(used))), 0)
+        steps += any(scope["free"][order] for order in (3, 4, 5, 6))
+    return round(steps / 500, 1)
+
+
+def test_the_build_exercise_measures_what_it_says() -> None:
+    assert [share_of_steps_with_a_large_block(False, seed) for seed in (1, 2, 3)] == [32.5, 30.1, 38.6]
+    assert [share_of_steps_with_a_large_block(True, seed) for seed in (1, 2, 3)] == [48.1, 36.4, 48.5]
+
+
+def test_the_seeded_boards_are_as_the_solution_says() -> None:
+    found = []
+    for seed in range(1, 8):
+        said = buddy_board(ops="random 40", seed=seed).frames()[0].say
+        found.append(tuple(map(int, re.findall(r"(\d+) blocks are in use.* in (\d+) blocks", said)[0])))
+    assert found == [(16, 5), (16, 5), (14, 10), (20, 5), (10, 7), (24, 7), (16, 6)]
