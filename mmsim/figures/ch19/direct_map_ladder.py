@@ -220,7 +220,7 @@ def _story(board: _Board, rungs: list[_Rung], direct: DirectMap, memblock: Membl
                 "More tables can be made only when more memory is mapped.", unit="tables"),
     )  # fmt: skip
     yield board.frame(
-        "The first MiB comes first, on its own: a PUD, a PMD and a PTE table, all from brk. The BIOS and real-mode code need it.",
+        "The first MiB comes first, on its own: a PUD, a PMD and a PTE table, all from brk. It is always mapped, holes or not.",
         1,
     )
     probe = rungs[1]

@@ -143,7 +143,8 @@ class _Lab:
         last.say = (
             f"{first} calls: {_exact(ram)} of RAM in {len(last.memory)} region{'' if len(last.memory) == 1 else 's'}, "
             f"{_exact(taken)} reserved in "
-            f"{len(last.reserved)}. What is in the first list and not in the second is free: {_exact(free)} in {len(last.free)} ranges."
+            f"{len(last.reserved)}. What is in the first list and not in the second is free: {_exact(free)} in {len(last.free)} "
+            f"range{'' if len(last.free) == 1 else 's'}."
         )
         last.changed = None
         return self.steps[first - 1 :]

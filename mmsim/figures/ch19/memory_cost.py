@@ -163,7 +163,7 @@ class _Board:
     params=[
         Choice("ram", {"256M": "256 MiB", "1G": "1 GiB", "5G": "5 GiB", "16G": "16 GiB", "64G": "64 GiB"}, default="16G", label="RAM"),
         Toggle("hvo", True, label="huge pages give struct pages back",
-               help="hugetlb_free_vmemmap=on, all of RAM as hugetlb pages of 2 MiB (chapter 16)"),
+               help="hugetlb_free_vmemmap=on, all of RAM as hugetlb pages of 2 MiB"),
     ],
 )  # fmt: skip
 def memory_cost(ram: str, hvo: bool, width: float) -> Iterator[Frame]:
@@ -199,5 +199,4 @@ def memory_cost(ram: str, hvo: bool, width: float) -> Iterator[Frame]:
         saved = hvo_saving(size)
         yield board.frame(
             f"If all {_size(size)} were huge pages of hugetlbfs with hugetlb_free_vmemmap=on, 6 of the 8 pages of struct pages "
-            f"of each could go: {_size(saved)} come back, and {100 * (memmap - saved) / size:.2f} % are left. "
-            "Chapter 16 shows how.", len(shares), saved)  # fmt: skip
+            f"of each could go: {_size(saved)} come back, and {100 * (memmap - saved) / size:.2f} % are left.", len(shares), saved)  # fmt: skip
