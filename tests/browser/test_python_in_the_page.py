@@ -19,22 +19,21 @@ from tests.browser.figures import (
 )
 
 
-def other_value(param: dict[str, Any]) -> str | None:
-    """A legal value that is not the default, or None."""
-    default = param["default"]
+def other_value(param: dict[str, Any], now: str) -> str | None:
+    """A legal value that is not the present one, or None."""
     match param["kind"]:
         case "range":
             step = param["min"] if param.get("log") else param.get("step", 1)
-            value = param["min"] if str(param["min"]) != default else min(param["max"], param["min"] + step)
+            value = param["min"] if str(param["min"]) != now else min(param["max"], param["min"] + step)
             return str(value)
         case "seed":
-            return str(int(default) + 1)
+            return str(int(now) + 1)
         case "toggle":
-            return "off" if default in ("on", "1", "true", "yes") else "on"
+            return "off" if now in ("on", "1", "true", "yes") else "on"
         case "choice":
-            return next((str(value) for value, _ in param["options"] if value != default), None)
+            return next((str(value) for value, _ in param["options"] if value != now), None)
         case _:
-            lines = default.rstrip("\n").split("\n")
+            lines = now.rstrip("\n").split("\n")
             return "\n".join(lines[:-1]) if len(lines) > 1 else None
 
 
@@ -74,7 +73,7 @@ def test_a_parameter_change_recomputes_in_the_page_and_equals_cpython(open_page,
     for identity in figure_ids(page):
         payload = page.evaluate("(id) => document.getElementById(id).payload", identity)
         for param in payload["params"]:
-            text = other_value(param)
+            text = other_value(param, payload["values"][param["name"]])
             if text is None:
                 continue
             page.evaluate("""(id) => { const f = document.getElementById(id); f.reset(); window.answer = null;
