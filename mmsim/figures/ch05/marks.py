@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmsim.boot.image import IMAGE_5_17
 from mmsim.constants import MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_NAMES
 from mmsim.figures.ch05.watermark_tank import TankZone
 from mmsim.host import Host
+from mmsim.physical.fragmentation import unusable_free_index
 from mmsim.physical.watermark import Reserves
 from mmsim.recorded import ZoneInfo
 from mmsim.units import MIB, PAGE_SIZE
 
-__all__ = ["MarkRow", "marks_of", "marks_table"]
+__all__ = ["MarkRow", "marks_of", "marks_table", "unusable_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +87,8 @@ def marks_table(source: Host, corrected: bool = True) -> str:
     lines = [f"{'zone':<10} {'':<24} {'printed':>9} {'computed':>9}"]
     lines += [f"{row.zone:<10} {row.name:<24} {row.printed:>9} {row.computed:>9}{'' if row.agrees else '   differs'}" for row in rows]
     return "\n".join([*lines, f"{sum(row.agrees for row in rows)} of {len(rows)} agree"])
+
+
+def unusable_parts(nr_free: Sequence[int]) -> list[float]:
+    """For each order the part of free memory, 0 to 1, that lies in blocks too small for it."""
+    return [unusable_free_index(nr_free, order) / 1000 for order in range(len(nr_free))]

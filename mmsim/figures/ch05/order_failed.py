@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 from mmsim.constants import (
@@ -16,7 +17,23 @@ from mmsim.constants import (
     MIGRATE_UNMOVABLE,
     ZONE_NORMAL,
 )
-from mmsim.draw import Ask, Choice, FlowChart, Frame, Range, Scene, Step, TextPane, Toggle, Way, figure, grouped
+from mmsim.draw import (
+    Ask,
+    Choice,
+    FlowChart,
+    Frame,
+    FrameBoard,
+    Legend,
+    Range,
+    Scene,
+    Step,
+    TextPane,
+    Toggle,
+    Way,
+    figure,
+    grouped,
+    runs_of,
+)
 from mmsim.figures.ch05.machines import small_memory
 from mmsim.physical.fragmentation import format_index, fragmentation_index, unusable_free_index
 from mmsim.physical.free import free_pages
@@ -32,6 +49,7 @@ __all__ = ["Lab", "why_order_failed"]
 
 FRAMES = 4096
 VICTIM = range(2048, 2304)              # what the process holds that the OOM killer would choose
+EXCERPT = range(1792, 2304)             # the frames that are drawn: some before the process's memory, and all of that
 RECLAIM_BATCH = 32                      # 5.17: SWAP_CLUSTER_MAX
 
 REQUESTS: dict[str, int] = {
@@ -69,7 +87,7 @@ class Lab:
         self.memory = small_memory((ZONE_NORMAL, FRAMES), per_cpu_lists=False)
         self.zone = self.memory.nodes[0].zones[ZONE_NORMAL]
         self.cache: list[int] = []
-        self.victim: list[int] = list(VICTIM) if oom else []
+        self.victim: list[int] = list(VICTIM)
         self._fill(state, reclaim)
         hooks = SlowPathHooks(reclaimable=lambda zone: len(self.cache))
         if reclaim:
@@ -92,7 +110,8 @@ class Lab:
             free_pages(memory, pfn)
         drain_all_pages(memory)
         if reclaim:
-            self.cache = [pfn for pfn in range(7, FRAMES, 32) if memory.frames.refcount[pfn] and pfn not in VICTIM]
+            cache = (pfn for pfn in range(7, FRAMES, 32) if memory.frames.refcount[pfn] and pfn not in VICTIM)
+            self.cache = sorted(cache, key=lambda pfn: pfn not in EXCERPT)      # the oldest are those that are drawn
 
     def _reclaim(self, context: AllocContext, order: int, gfp_mask: int) -> int:
         freed = self.cache[:RECLAIM_BATCH]
@@ -109,9 +128,23 @@ class Lab:
         drain_all_pages(self.memory)
         return killed
 
-    def gauges(self) -> list[int]:
-        """Free blocks per order."""
-        return self.zone.buddyinfo()
+    def state(self) -> "State":
+        """What a frame of the figure shows of the zone at this moment."""
+        frames = self.memory.frames
+        cache, victim = set(self.cache), set(self.victim)
+        used = ["file" if pfn in cache else "anon" if pfn in victim else "kernel" for pfn in EXCERPT]
+        free = [not frames.refcount[pfn] for pfn in EXCERPT]
+        roles = tuple("free" if none else role for none, role in zip(free, used, strict=True))
+        return State(self.zone.buddyinfo(), self.zone.nr_free_pages, roles)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Free blocks per order, free pages, and the roles of the frames in the excerpt."""
+
+    nr_free: list[int]
+    free: int
+    roles: tuple[str, ...]
 
 
 def _gauge_lines(memory: PhysicalMemory, nr_free: list[int], order: int, free: int) -> tuple[list[str], dict[int, list[tuple[int,
@@ -129,13 +162,31 @@ def _gauge_lines(memory: PhysicalMemory, nr_free: list[int], order: int, free: i
     return lines, marks
 
 
+class _ZonePane:
+    """The gauges as text, and below them a stretch of the zone frame by frame."""
+
+    def __init__(self, pane: TextPane, state: State):
+        self.pane, self.state = pane, state
+
+    def draw(self, scene: Scene, key: str, x: float, y: float, width: float) -> float:
+        """Pane, board, legend, below each other."""
+        top = y + self.pane.draw(scene, f"{key}/gauges", x, y, width) + 12
+        scene.text(f"{key}.frames-head", x, top + 12, f"Frames {EXCERPT.start:#x} to {EXCERPT.stop - 1:#x}", "head", width=width)
+        top += 20
+        board = FrameBoard(runs_of(self.state.roles, EXCERPT.start), len(EXCERPT), EXCERPT.start, columns=32)
+        top += board.draw(scene, f"{key}/frames", x, top, width) + 8
+        words = {"free": "free", "kernel": "kernel: stays", "file": "cache", "anon": "one process"}
+        legend = Legend({role: text for role, text in words.items() if role in self.state.roles})
+        return top + legend.draw(scene, f"{key}/legend", x, top, width) - y
+
+
 class _Chart:
     """Draws the path so far, with the gauges of that moment beside it."""
 
     def __init__(self, lab: Lab, order: int, width: float):
         self.lab, self.order, self.width = lab, order, width
 
-    def frame(self, say: str, path: list[str], nr_free: list[int], free: int, ask: Ask | None = None) -> Frame:
+    def frame(self, say: str, path: list[str], state: State, ask: Ask | None = None) -> Frame:
         """``path`` holds the names of the steps so far."""
         scene = Scene(self.width)
         begins = [place for place, name in enumerate(path) if name == "retry"]
@@ -145,10 +196,10 @@ class _Chart:
         names = list(BOXES)
         boxes = []
         for row, (name, text) in enumerate(BOXES.items()):
-            state = "now" if path and path[-1] == name else "lit" if name in now else ""
+            mark = "now" if path and path[-1] == name else "lit" if name in now else ""
             kind = "choice" if text.endswith("?") else "step"
             rounds = path.count(name)
-            boxes.append(Step(name, f"{text} ×{rounds}" if rounds > 1 else text, 0, row, kind, state))
+            boxes.append(Step(name, f"{text} ×{rounds}" if rounds > 1 else text, 0, row, kind, mark))
         ways = [Way(one, other, lit=(one, other) in taken) for one, other in pairwise(names)]
         loops = {(one, other) for one,
             other in taken if one in names and other == "retry" and names.index(one) > names.index(other)}
@@ -161,10 +212,10 @@ class _Chart:
                 ways.append(Way(name, "end", lit=True))
             elif name in EXITS:
                 boxes.append(Step(f"{name}.exit", EXITS[name], 1, row, "end"))
-        lines, marks = _gauge_lines(self.lab.memory, nr_free, self.order, free)
+        lines, marks = _gauge_lines(self.lab.memory, state.nr_free, self.order, state.free)
         chart = FlowChart(boxes, ways, gap=22)
-        pane = TextPane(lines, marks=marks)
-        scene.row([("chart", chart, "__alloc_pages(), then its slow path", 1.55), ("gauges", pane, "The zone", 1)])
+        zone = _ZonePane(TextPane(lines, marks=marks), state)
+        scene.row([("chart", chart, "__alloc_pages(), then its slow path", 1.55), ("zone", zone, "The zone", 1)])
         return Frame(scene, say, ask=ask)
 
 
@@ -205,28 +256,28 @@ def _words(step: SlowStep, order: int) -> str:
 def why_order_failed(order: int, request: str, state: str, reclaim: bool, oom: bool, width: float) -> Iterator[Frame]:
     """Runs :meth:`mmsim.physical.page_alloc.PageAllocator.alloc_steps`; later chapters' parts are played by simple hooks."""
     lab = Lab(state, reclaim, oom)
-    before, free_before = lab.gauges(), lab.zone.nr_free_pages
-    told: list[tuple[SlowStep, list[int], int]] = []
+    before = lab.state()
+    told: list[tuple[SlowStep, State]] = []
     for step in lab.allocator.alloc_steps(REQUESTS[request], order):
-        if step.name != "wake_kswapd" or all(earlier.name != "wake_kswapd" for earlier, _, _ in told):
-            told.append((step, lab.gauges(), lab.zone.nr_free_pages))   # kswapd is woken again in every round: told once
-    path = [step.name for step, _, _ in told]
+        if step.name != "wake_kswapd" or all(earlier.name != "wake_kswapd" for earlier, _ in told):
+            told.append((step, lab.state()))   # kswapd is woken again in every round: told once
+    path = [step.name for step, _ in told]
     end = told[-1][0]
     chart = _Chart(lab, order, width)
-    index = fragmentation_index(before, order)
+    index = fragmentation_index(before.nr_free, order)
     verdict = (f"order {order} is served" if end.name == "allocated" else f"order {order} fails: {end.decision}")
     meaning = "a block is there" if index == -1000 else "lack of memory" if index < 500 else "fragmentation"
     yield chart.frame(
-        f"{request}, order {order} ({4 << order} KiB), {grouped(free_before)} of {grouped(FRAMES)} frames free: {verdict}. The "
+        f"{request}, order {order} ({4 << order} KiB), {grouped(before.free)} of {grouped(FRAMES)} frames free: {verdict}. The "
         f"fragmentation index of this order was "
-        f"{format_index(index)}: {meaning}.", path, before, free_before)
-    ask = Ask(f"{grouped(free_before * 4)} KiB are free; the request is for {4 << order} KiB. Will it be "
+        f"{format_index(index)}: {meaning}.", path, before)
+    ask = Ask(f"{grouped(before.free * 4)} KiB are free; the request is for {4 << order} KiB. Will it be "
         f"served?", "yes" if end.name == "allocated" else "no",
               f"In the end: {end.decision}.", choices=["yes", "no"])
-    yield chart.frame(f"{request} asks for order {order}. {grouped(free_before)} frames are "
-        f"free.", [], before, free_before, ask=ask)
-    for number, (step, nr_free, free) in enumerate(told, 1):
-        yield chart.frame(_words(step, order), path[:number], nr_free, free)
+    yield chart.frame(f"{request} asks for order {order}. {grouped(before.free)} frames are "
+        f"free.", [], before, ask=ask)
+    for number, (step, state_then) in enumerate(told, 1):
+        yield chart.frame(_words(step, order), path[:number], state_then)
         if number >= 60:
-            yield chart.frame(f"And so on, for {len(told) - number} steps more, until: {end.decision}.", path, *told[-1][1:])
+            yield chart.frame(f"And so on, for {len(told) - number} steps more, until: {end.decision}.", path, told[-1][1])
             return
