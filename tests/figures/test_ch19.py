@@ -188,7 +188,8 @@ def test_the_sandbox_reports_bad_lines_and_goes_on() -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(
     st.sampled_from(["add", "remove", "reserve", "free", "nomap", "hotplug", "alloc", "limit", "resize"]),
-    st.integers(0, (1 << 64) - 1) | st.integers(0, 1 << 26), st.integers(0, 1 << 25), st.sampled_from(["", "align=64K", "node=1", "max=4M"]),
+    st.integers(0, (1 << 64) - 1) | st.integers(0, 1 << 26), st.integers(0, 1 << 25),
+    st.sampled_from(["", "align=64K", "node=1", "max=4M"]),
 ), max_size=25), st.sampled_from(["top-down", "bottom-up"]), st.sampled_from(["4", "8", "128"]))  # fmt: skip
 def test_no_list_of_calls_breaks_the_sandbox(
     calls: list[tuple[str, int, int, str]], direction: str, slots: str

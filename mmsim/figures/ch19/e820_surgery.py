@@ -32,6 +32,7 @@ from mmsim.draw import (
     Toggle,
     figure,
     short_size,
+    text_width,
 )
 from mmsim.klog import KernelLog
 from mmsim.units import PAGE_SIZE, U64_MAX
@@ -71,9 +72,9 @@ def _name(kind: int) -> str:
     return f"{type_text(kind)} ({kind})" if kind < 16 else type_text(kind)
 
 
-def _span(entry: E820Entry, key: str = "", mark: str = "") -> Span:
+def _span(entry: E820Entry, label: str = "", key: str = "", mark: str = "") -> Span:
     tip = f"{type_text(entry.type)}, type {entry.type:#x}: {entry.addr:#x}-{entry.end - 1:#x}"
-    return Span(entry.addr, entry.end, _role(entry.type), _name(entry.type), tip, mark, key)
+    return Span(entry.addr, entry.end, _role(entry.type), label, tip, mark, key)
 
 
 def _entries(ops: list[Operation]) -> list[E820Entry]:
@@ -98,6 +99,20 @@ class _Board:
         linear = smallest * 60 >= high - low
         self.axis = Axis(low, high) if linear else Axis(low, high, spans, scale="broken")
 
+    def _span(self, entry: E820Entry, key: str = "", mark: str = "") -> Span:
+        """The span with the longest label that fits: words and number, the number, or nothing."""
+        room = self.width if self.width < 480 else self.width - 72
+        wide = (self.axis.place(entry.end) - self.axis.place(entry.addr)) * room
+        labels = [_name(entry.type), f"{entry.type}" if entry.type < 16 else "", ""]
+        label = next(label for label in labels if text_width(label, "small") < wide - 7 or not label)
+        return _span(entry, label, key, mark)
+
+    def _lines(self, entries: list[E820Entry], who: str) -> list[str]:
+        """The entries as the kernel logs them, or shorter where there is no room."""
+        if self.width >= 480:
+            return [f"{who}: {entry}" for entry in entries]
+        return [f"{entry.addr:08x}-{entry.end - 1:08x} {type_text(entry.type)}" for entry in entries]
+
     def frame(
         self,
         say: str,
@@ -106,23 +121,29 @@ class _Board:
         active: tuple[int, ...] | None = None,
         state: str = "",
         log: list[str] | None = None,
-        title: str = "the new map, as the kernel logs it",
+        entries: list[E820Entry] | None = None,
+        who: str = "BIOS-e820",
+        title: str = "the new map",
         ask: Ask | None = None,
     ) -> Frame:
         """One frame: entries the line is inside of are outlined, all others faded while the line moves."""
         scene = Scene(self.width)
         marks = ["" if active is None else "focus" if i in active else "dim" for i in range(len(self.given))]
         bars = [
-            Bar(f"entry {i}", [_span(entry, f"given{i}", marks[i])], key=f"given{i}")
+            Bar(f"entry {i}", [self._span(entry, f"given{i}", marks[i])], key=f"given{i}")
             for i, entry in enumerate(self.given)
         ]
-        bars.append(Bar("new map", [_span(entry) for entry in made], "what e820__update_table() makes of them", "made"))
+        bars.append(
+            Bar("new map", [self._span(entry) for entry in made], "what e820__update_table() makes of them", "made")
+        )
         scene.add(AddressBar(bars, self.axis, thick=20, gap=7, cursor=cursor), "map")
         if state:
             scene.note(state, "state", gap=4)
         else:
             scene.note("\u00a0", "state", gap=4)
-        lines = [f"BIOS-e820: {entry}" for entry in made] if log is None else log
+        lines = self._lines(made if entries is None else entries, who)
+        if log and not scene.narrow:
+            lines = log + lines
         scene.add(TextPane(lines, rows=self.rows, title=title), "log", gap=6)
         scene.add(Legend({"free": "usable", "reserved": "not for the kernel", "error": "unusable"}), "legend", gap=8)
         return Frame(scene, say, ask=ask)
@@ -184,7 +205,8 @@ def e820_surgery(entries: list[Operation], trim: bool, width: float) -> Iterator
     yield board.frame(
         f"The firmware lists {len(given)} entries; {overlaps} pair{'' if overlaps == 1 else 's'} of them overlap.",
         [],
-        log=[f"firmware: {entry}" for entry in given],
+        entries=given,
+        who="firmware",
         title="the firmware's map",
     )
     if len(given) < 2 or any(entry.end > U64_MAX for entry in given):
@@ -219,7 +241,7 @@ def e820_surgery(entries: list[Operation], trim: bool, width: float) -> Iterator
                 ask=ask,
             )
         say = _say(step, given, before)
-        if step.type and step.type != before:
+        if step.type and (step.type != before or step.finished):
             open_from = step.addr
         before = step.type
         yield board.frame(say, list(made), step.addr, step.active, _inside(step, given))
@@ -231,7 +253,8 @@ def e820_surgery(entries: list[Operation], trim: bool, width: float) -> Iterator
             f"trim_bios_range(): page 0 ({PAGE_SIZE // 1024} KiB) becomes reserved, "
             f"and RAM from {BIOS_BEGIN >> 10} KiB to {BIOS_END >> 10} KiB goes, whatever the firmware said.",
             list(table),
-            log=log.lines()[-2:] + table.text("working map").splitlines(),
+            log=log.lines()[-2:],
+            who="working map",
             title="kernel log, and the map that the kernel works with",
         )
 

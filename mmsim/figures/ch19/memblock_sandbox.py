@@ -368,7 +368,7 @@ def _bars(step: _Step, axis: Axis, width: float) -> AddressBar:
 
     def fitting(label: str, start: int, end: int) -> str:
         wide = (axis.place(end) - axis.place(start)) * room
-        return label if text_width(label, "small") < wide - 8 else ""
+        return label if text_width(label, "small") < wide - 7 else ""
 
     changed = step.changed
     for base, size, nid, flags in step.memory:
@@ -400,7 +400,7 @@ def _bars(step: _Step, axis: Axis, width: float) -> AddressBar:
                 start,
                 end,
                 "free",
-                fitting(f"#{order}" if order else _brief(end - start), start, end),
+                fitting(f"{order}" if order else _brief(end - start), start, end),
                 f"free: {start:#x}-{end - 1:#x}, {_exact(end - start)}",
                 mark="focus" if order else "",
             )

@@ -199,4 +199,5 @@ def memory_cost(ram: str, hvo: bool, width: float) -> Iterator[Frame]:
         saved = hvo_saving(size)
         yield board.frame(
             f"If all {_size(size)} were huge pages of hugetlbfs with hugetlb_free_vmemmap=on, 6 of the 8 pages of struct pages "
-            f"of each could go: {_size(saved)} come back, and {100 * (memmap - saved) / size:.2f} % are left.", len(shares), saved)  # fmt: skip
+            f"of each could go: {_size(saved)} come back, "
+            f"and {100 * (memmap - saved) / size:.2f} % are left.", len(shares), saved)  # fmt: skip
