@@ -251,7 +251,7 @@ def stealing(pressure: int, grouping: bool, nofragment: bool, boost: bool, seed:
     kernel = sum(block.unmovable for block in last.blocks)
     reach = BLOCKS - last.whole
     yield _frame(last, None,
-                 f"After {grouped(REQUESTS)} requests {kernel} pages are unmovable, "
+                 f"After {grouped(REQUESTS)} requests {grouped(kernel)} pages are unmovable, "
                  f"{kernel * 100 / (BLOCKS * PAGEBLOCK_NR_PAGES):.1f} % of memory. {on.capitalize()} grouping they lie "
                  f"in {reach} of {BLOCKS} pageblocks. Step on to watch it happen, and then the same requests {off} "
                  f"grouping.", grouping, width)
@@ -264,7 +264,7 @@ def stealing(pressure: int, grouping: bool, nofragment: bool, boost: bool, seed:
         ask = None
         if number == 2 and pressure:
             total = sum(block.unmovable for block in rival.blocks)
-            ask = Ask(f"At the end {total} pages are unmovable in the run {off} grouping, and they would fit into "
+            ask = Ask(f"At the end {grouped(total)} pages are unmovable in the run {off} grouping, and they would fit into "
                 f"{-(-total // PAGEBLOCK_NR_PAGES)} pageblocks. In how many do they lie?",
                       BLOCKS - rival.whole, f"One unmovable page is enough to spoil a block of order {PAGEBLOCK_ORDER}, wherever "
                           f"it lies in the block.", unit="pageblocks")
