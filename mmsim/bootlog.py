@@ -28,9 +28,13 @@ _REQUEST = re.compile(r"^(memblock_\w+): (\d+) bytes align=(0x[0-9a-f]+)(?: nid=
 _MODELLED = {
     "reserve_real_mode": "init_mem_mapping", "init_mem_mapping": "init_mem_mapping", "alloc_low_pages": "init_mem_mapping",
     "setup_arch": "", "reserve_initrd": "", "relocate_initrd": "", "reserve_crashkernel": "", "reserve_crashkernel_low": "",
-    "numa_set_distance": "", "numa_emulation": "", "sparse_init": "acpi_boot_init", "sparse_index_alloc": "acpi_boot_init",
+    "numa_set_distance": "", "numa_alloc_distance": "", "free_area_init": "acpi_boot_init", "numa_emulation": "", "sparse_init": "acpi_boot_init", "sparse_index_alloc": "acpi_boot_init",
     "sparse_init_nid": "acpi_boot_init", "memmap_alloc": "acpi_boot_init", "__earlyonly_bootmem_alloc": "acpi_boot_init",
-    "vmemmap_alloc_block": "acpi_boot_init", "vmemmap_alloc_block_zero": "acpi_boot_init",
+    **dict.fromkeys((
+        "vmemmap_alloc_block", "vmemmap_alloc_block_zero", "vmemmap_alloc_block_buf", "vmemmap_populate",
+        "vmemmap_populate_hugepages", "vmemmap_populate_basepages", "vmemmap_populate_address", "vmemmap_pte_populate",
+        "vmemmap_pmd_populate", "vmemmap_pud_populate", "vmemmap_p4d_populate", "vmemmap_pgd_populate",
+        "sparse_buffer_init", "sparse_early_usemaps_alloc_pgdat_section"), "acpi_boot_init"),
     "e820__reserve_resources": "e820__reserve_resources", "firmware_map_add_early": "e820__reserve_resources",
     "register_nosave_region": "e820__reserve_resources", "start_kernel": "", "setup_command_line": "",
     "print_unknown_bootoptions": "print_unknown_bootoptions", "pcpu_build_alloc_info": "", "pcpu_alloc_alloc_info": "",
@@ -126,7 +130,7 @@ def _image(recording: Recording, messages: Sequence[str], inputs: BootInputs) ->
         changes["sizeof_pcpu_chunk"] = chunk - 8
     node = next(matching(messages, r"^NODE_DATA\(\d+\) allocated \[mem (0x[0-9a-f]+)-(0x[0-9a-f]+)\]"), None)
     if node:
-        changes["sizeof_pg_data_t"] = int(node[2], 16) - int(node[1], 16) + 1
+        changes["sizeof_pg_data_t"] = size_of("free_area_init") or int(node[2], 16) - int(node[1], 16) + 1
     percpu = next(matching(messages, r"^percpu: Embedded \d+ pages/cpu s(\d+) r(\d+)"), None)
     if percpu:
         changes |= {"percpu_static_size": int(percpu[1]), "percpu_reserved_size": int(percpu[2])}
@@ -135,6 +139,7 @@ def _image(recording: Recording, messages: Sequence[str], inputs: BootInputs) ->
         changes["nr_cpus"] = int(setup[1])
     changes["deferred_struct_page_init"] = any(matching(messages, r"^node \d+ deferred pages initialised"))
     changes["hibernation"] = any(matching(messages, r"^PM: hibernation: Registered nosave"))
+    changes["numa_emulation"] = not any(matching(messages, r"^Malformed early option 'numa'"))
     changes["dma_cma"] = any(matching(messages, r"^cma: "))
     changes["unknown_options"] = _unknown_names(messages)
     changes["driver_requests"] = _driver_requests(messages)
@@ -172,6 +177,10 @@ def _sections(recording: Recording, messages: Sequence[str], inputs: BootInputs)
         start, size = int(brk[1], 16), int(brk[2], 16) + 1 - int(brk[1], 16)
         pages = 12 if size >= 12 * PAGE_SIZE else 6
         changes |= {"brk_start": start, "pgt_buf_pages": pages, "brk_other_bytes": size - pages * PAGE_SIZE}
+        # Logged only where the map does not call the image RAM throughout.
+        whole = next(matching(messages, rf"^e820: remove \[mem 0x{found['code'][0]:08x}-(0x[0-9a-f]+)\] $"), None)
+        if whole:
+            changes["brk_size"] = int(whole[1], 16) + 1 - start
     return image.replace(**changes)
 
 

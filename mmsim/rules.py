@@ -34,6 +34,10 @@ class Rules:
     movable_zone_within_node: bool = False
     #: vmalloc() of 2 MiB and more may use huge pages on x86 (5.18).
     huge_vmalloc: bool = False
+    #: Nodes without memory get their data when zones are laid out, and all possible nodes a zonelist (5.18).
+    memoryless_nodes_early: bool = False
+    #: Memory of a node smaller than 4 MiB does not bring the node online (until 6.8 and 6.1's stable updates).
+    node_min_size: bool = True
     #: crashkernel=range:size compares the amount of RAM rounded up to 128 MiB instead of the exact total (6.1).
     crashkernel_rounds_up: bool = False
 
@@ -56,4 +60,5 @@ def rules_for(release: str = "5.17") -> Rules:
     since_6_1 = release != "5.17"
     since_6_12 = release in ("6.12", "6.18")
     return Rules(release=release, memblock_single_pass=since_6_1, movable_zone_within_node=since_6_1, huge_vmalloc=since_6_1,
-                 memblock_merges_locally=since_6_12, memblock_full_array_panics=since_6_12, crashkernel_rounds_up=since_6_1)
+                 memblock_merges_locally=since_6_12, memblock_full_array_panics=since_6_12, crashkernel_rounds_up=since_6_1,
+                 memoryless_nodes_early=since_6_1, node_min_size=not since_6_1)

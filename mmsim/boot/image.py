@@ -54,10 +54,13 @@ class KernelImage:
     pgt_buf_pages: int = 6
     #: …and what else is taken from the .brk section (the DMI table's strings, where they are configured).
     brk_other_bytes: int = 0
+    #: The whole .brk section, of which what nobody takes is given back; 0: estimated from its known parts.
+    brk_size: int = 0
     #: Where __end_of_kernel_reserve is, if not at the end of .bss.
     brk_start: int = 0
     #: The trampoline that starts the other CPUs in real mode, in whole pages, below 1 MiB.
     real_mode_size: int = 0x6000
+    #: struct pglist_data, exact or in whole pages: those of nodes with memory are allocated in whole pages.
     sizeof_pg_data_t: int = 0x5000
     sizeof_mem_section: int = 32
     sizeof_mem_section_usage: int = 40
@@ -83,6 +86,8 @@ class KernelImage:
     kexec: bool = True
     swiotlb: bool = True
     dma_cma: bool = False
+    #: CONFIG_NUMA_EMU: numa=fake= works.
+    numa_emulation: bool = True
     #: CONFIG_TRANSPARENT_HUGEPAGE: khugepaged raises the watermarks on machines of 512 MiB and more.
     transparent_hugepage: bool = True
     #: Options that this kernel does not know: init gets them. None: those that no part of the model knows.
@@ -102,6 +107,16 @@ class KernelImage:
     def end(self) -> int:
         """__end_of_kernel_reserve: up to here setup_arch() reserves, the .brk section follows."""
         return self.brk_start or align_up(self.bss[1], PAGE_SIZE)
+
+    @property
+    def symbol_end(self) -> int:
+        """_end: behind the whole .brk section, of which most is given back.
+
+        5.17: arch/x86/kernel/vmlinux.lds.S: 64 KiB of slop, the first page tables, and 64 KiB for DMI strings where
+        somebody takes them.
+        """
+        shares = 64 * KIB + self.pgt_buf_pages * PAGE_SIZE + (64 * KIB if self.brk_other_bytes else 0)
+        return align_up(self.end + (self.brk_size or shares), PAGE_SIZE)
 
     @property
     def gaps(self) -> tuple[tuple[str, int, int], ...]:

@@ -39,6 +39,8 @@ class NumaInfo:
     cpu_to_node: list[int] = field(default_factory=list)
     #: The node of each CPU as the firmware says (with fake nodes: the first on that node); -1 if it says nothing.
     firmware_cpu_to_node: list[int] = field(default_factory=list)
+    #: Nodes that have memory or CPUs, or may get memory later (5.17: node_possible_map).
+    possible: list[int] = field(default_factory=list)
     #: All nodes whose CPU mask holds the CPU: with fake nodes, all those on its physical node.
     cpu_masks: dict[int, list[int]] = field(default_factory=dict)
     distance: list[list[int]] = field(default_factory=list)
@@ -66,14 +68,14 @@ def _distance_table(memblock: Memblock, count: int, limit: int, printk: Printk) 
 
 
 def numa_init(memblock: Memblock, platform: Platform, max_pfn: int, limit: int, option: str, node_data_size: int,
-              printk: Printk) -> NumaInfo:
+              printk: Printk, emulation: bool = True) -> NumaInfo:
     """Find the nodes and give memory to them. ``option`` is the text after ``numa=``, ``limit`` the end of the direct
-    map.
+    map; ``emulation`` says whether the kernel was built to fake nodes.
 
     Lines and allocations come in the kernel's order. Raise KernelPanic if a node gets no memory for its NODE_DATA.
     5.17: arch/x86/mm/numa.c, x86_numa_init(), numa_init(), numa_register_memblks(), alloc_node_data().
     """
-    fake = option.removeprefix("fake=") if option.startswith("fake=") else ""
+    fake = option.removeprefix("fake=") if option.startswith("fake=") and emulation else ""
     use_srat = bool(platform.srat) and not option.startswith(("off", "noacpi"))
     for dummy in (False, True):
         if not dummy and not use_srat:
@@ -87,6 +89,7 @@ def numa_init(memblock: Memblock, platform: Platform, max_pfn: int, limit: int, 
             printk("NUMA turned off" if option.startswith("off") else "No NUMA configuration found")
             printk(f"Faking a node at {format_mem_range(0, pfn_to_phys(max_pfn))}")
             info.blocks = [NumaBlock(0, pfn_to_phys(max_pfn), 0)]
+            parsed = {0}
             info.firmware_cpu_to_node = [NUMA_NO_NODE] * platform.nr_cpus
         else:
             pxm = {area.nid: area.pxm for area in platform.srat}
@@ -99,6 +102,7 @@ def numa_init(memblock: Memblock, platform: Platform, max_pfn: int, limit: int, 
                     memblock.mark_hotplug(area.start, area.end - area.start)
             info.blocks = [NumaBlock(area.start, area.end, area.nid) for area in platform.srat]
             said = list(platform.cpu_to_node)[:platform.nr_cpus]
+            parsed = {area.nid for area in platform.srat} | {*said} - {NUMA_NO_NODE}
             info.firmware_cpu_to_node = said + [NUMA_NO_NODE] * (platform.nr_cpus - len(said))
             if platform.distances:
                 rows = max([block.nid for block in info.blocks] + info.firmware_cpu_to_node) + 1
@@ -115,6 +119,7 @@ def numa_init(memblock: Memblock, platform: Platform, max_pfn: int, limit: int, 
             memblock.free(*info.table)
             continue
         info.on_physical = on_physical
+        info.possible = sorted(parsed | {block.nid for block in info.blocks})
         _init_array(info)
         if not info.distance:
             size = max(info.nodes) + 1
@@ -141,15 +146,18 @@ def _init_array(info: NumaInfo) -> None:
 
 
 def init_cpu_to_node(info: NumaInfo, memblock: Memblock, node_data_size: int, printk: Printk) -> list[int]:
-    """Bring the nodes to life that have CPUs but no memory; return them. 5.17: arch/x86/mm/numa.c,
-    init_cpu_to_node().
+    """Bring the nodes to life that have CPUs but no memory; return them. Their data are allocated here unless zones
+    were laid out for all possible nodes (since 5.18). 5.17: arch/x86/mm/numa.c, init_cpu_to_node().
     """
     made = []
     for cpu, node in enumerate(info.firmware_cpu_to_node):
         if node == NUMA_NO_NODE:
             continue
         if node not in info.nodes:
-            _alloc_node_data(info, memblock, node, node_data_size, printk)
+            if memblock.rules.memoryless_nodes_early:
+                info.nodes.append(node)
+            else:
+                _alloc_node_data(info, memblock, node, node_data_size, printk)
             info.on_physical.setdefault(node, node)
             info.nodes.sort()
             made.append(node)
@@ -217,7 +225,8 @@ def _register(info: NumaInfo, memblock: Memblock, max_pfn: int, node_data_size: 
         return False
     for nid in sorted({block.nid for block in info.blocks}):
         mine = [block for block in info.blocks if block.nid == nid]
-        if not mine or max(b.end for b in mine) - min(b.start for b in mine) < NODE_MIN_SIZE:
+        span = max(b.end for b in mine) - min(b.start for b in mine)
+        if memblock.rules.node_min_size and span < NODE_MIN_SIZE:
             continue
         _alloc_node_data(info, memblock, nid, node_data_size, printk)
     memblock.dump_all()

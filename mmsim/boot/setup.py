@@ -32,7 +32,7 @@ from mmsim.boot.options import BootOptions
 from mmsim.boot.provenance import Provenance, Run
 from mmsim.boot.regions import Region
 from mmsim.boot.sparse import SparseMap, sparse_init
-from mmsim.boot.zones import ZoneLayout, find_dma_reserve, free_area_init, init_memoryless_node
+from mmsim.boot.zones import ZoneLayout, find_dma_reserve, free_area_init, init_memoryless_node, init_possible_node
 from mmsim.clock import Clock
 from mmsim.config import Config
 from mmsim.constants import ISA_END_ADDRESS, MAX_DMA32_PFN, MAX_ORDER
@@ -97,7 +97,7 @@ class Boot:
         self.e820, self.e820_source = E820Table.from_firmware(list(firmware_map), self.klog)
         #: The map as the firmware gave it; ``e820`` is the one that the kernel works with.
         self.e820_firmware = self.e820.copy()
-        self.brk = BrkArea(self.image.end, self.image.end + 4 * MIB)
+        self.brk = BrkArea(self.image.end, self.image.symbol_end)
         self.phases: list[Phase] = []
         self.max_pfn = 0
         self.initrd = self.platform.initrd
@@ -184,7 +184,7 @@ class Boot:
         finish_early_params(self.e820)
         self.memblock.debug = self.options.memblock_debug
         self.memblock.bottom_up = self.memblock.movable_node = self.options.movable_node
-        self.e820.add_kernel_range(self.image.start, self.image.end - self.image.start)
+        self.e820.add_kernel_range(self.image.start, self.image.symbol_end - self.image.start)
         self.e820.trim_bios_range()
         self.max_pfn = self.e820.end_of_ram_pfn()
         if self.max_pfn > MAX_DMA32_PFN:
@@ -212,7 +212,7 @@ class Boot:
         """Build the direct map; memblock may use all that is mapped from now on."""
         assert self.direct_map is not None
         self.provenance.phase = "mapping"
-        self.direct_map.init_mem_mapping(self.max_pfn, self.image.end)
+        self.direct_map.init_mem_mapping(self.max_pfn, self.image.symbol_end)
         self.memblock.set_current_limit(pfn_to_phys(self.direct_map.max_pfn_mapped))
         tables = len(self.direct_map.tables)
         self.note("mapping", "init_mem_mapping", f"All RAM is mapped; that took {tables} page tables.")
@@ -223,6 +223,11 @@ class Boot:
         """The end of memory, or of what may be plugged in later (5.17: max_possible_pfn)."""
         ends = [pfn_up(area.end) for area in self.platform.srat] if not self.options.numa.startswith(("off", "noacpi")) else []
         return max([self.max_pfn, *ends])
+
+    @property
+    def node_data_size(self) -> int:
+        """What a node with memory gets for its struct pglist_data: whole pages."""
+        return align_up(self.image.sizeof_pg_data_t, PAGE_SIZE)
 
     @property
     def mapped_end(self) -> int:
@@ -261,7 +266,7 @@ class Boot:
         """Find the nodes. 5.17: arch/x86/mm/numa_64.c, initmem_init()."""
         self.provenance.phase = "memmap"
         self.numa = numa_init(self.memblock, self.platform, self.max_pfn, self.mapped_end, self.options.numa,
-                              self.image.sizeof_pg_data_t, self._printk)
+                              self.node_data_size, self._printk, self.image.numa_emulation)
         count = len(self.numa.nodes)
         self.note("memmap", "initmem_init", f"{count} node{'s' if count > 1 else ''}, each with its own data in its own memory.")
 
@@ -309,16 +314,24 @@ class Boot:
         self.memory = PhysicalMemory(self.max_pfn, nr_cpus=self.platform.online_cpus, config=self.config, rules=self.rules,
                                      clock=self.clock, trace=self.trace, counters=self.counters, klog=self.klog)
         self.layout = free_area_init(self.memory, self.memblock, self.sparse, self.max_pfn, self.options.core,
-                                     self.numa.nodes, dma_reserve, self._printk)
+                                     self.numa.nodes, dma_reserve, self._printk,
+                                     self._memoryless_node if self.rules.memoryless_nodes_early else None, self.numa.possible)
         self.note("memmap", "free_area_init", "Every frame has its zone, and is in no list yet.")
         self.driver_requests("acpi_boot_init")
-        for nid in init_cpu_to_node(self.numa, self.memblock, self.image.sizeof_pg_data_t, self._printk):
-            init_memoryless_node(self.memory, nid, self._printk)
+        for nid in init_cpu_to_node(self.numa, self.memblock, self.node_data_size, self._printk):
+            if nid in self.memory.nodes:
+                self.memory.nodes[nid].online = True
+            else:
+                init_memoryless_node(self.memory, nid, self._printk)
         cpus = self.platform.online_cpus
         self.memory.cpu_to_node = self.numa.cpu_to_node[:cpus]
         for nid, node in self.memory.nodes.items():
             node.cpus = [cpu for cpu in self.numa.cpu_masks.get(nid, ()) if cpu < cpus]
         self.driver_requests("io_apic_init_mappings")
+
+    def _memoryless_node(self, nid: int) -> None:
+        assert self.memory is not None
+        init_possible_node(self.memory, self.memblock, nid, self.image.sizeof_pg_data_t, self._printk)
 
     def reserve_resources(self) -> None:
         """Note the map for /proc/iomem and /sys/firmware/memmap, and find the hole for PCI devices."""

@@ -28,10 +28,14 @@ PFNS_PER_PUD_TABLE = 512 * PFNS_PER_PMD_TABLE
 
 @dataclass(slots=True)
 class SparseMap:
-    """The sections with memory: ``nid`` of each by number, where its memmap lies, and the vmemmap's page tables."""
+    """The sections with memory: ``nid`` of each by number, where its memmap lies, and the vmemmap's page tables.
+
+    A section in ``base_pages`` found no free 2 MiB for its struct pages: they lie in the 512 frames named there.
+    """
 
     nid: dict[int, int] = field(default_factory=dict)
     memmap: dict[int, int] = field(default_factory=dict)
+    base_pages: dict[int, list[int]] = field(default_factory=dict)
     tables: list[int] = field(default_factory=list)
 
     def pfn_valid(self, pfn: int) -> bool:
@@ -92,17 +96,17 @@ def _init_node(memblock: Memblock, image: KernelImage, sparse: SparseMap, tables
     buffer = memblock.alloc_exact_nid_raw(SECTION_MEMMAP_SIZE * len(sections), SECTION_MEMMAP_SIZE, above_dma, nid=nid,
                                           caller="memmap_alloc")
     for number, section in enumerate(sections):
-        tables.map_section(section, nid)
-        memmap = buffer + number * SECTION_MEMMAP_SIZE if buffer else memblock.alloc_try_nid_raw(
-            SECTION_MEMMAP_SIZE, SECTION_MEMMAP_SIZE, above_dma, nid=nid, caller="__earlyonly_bootmem_alloc")
+        memmap = tables.map_section(section, nid, buffer + number * SECTION_MEMMAP_SIZE if buffer else 0)
         if not memmap:
+            # The kernel only logs this, and then faults on the first struct page that is not there.
             raise KernelPanic(f"sparse_init_nid: node[{nid}] memory map backing failed. Some memory will not be available.")
         sparse.memmap[section] = memmap
 
 
 class _VmemmapTables:
-    """The page tables that map the memmap with 2 MiB pages (5.17: arch/x86/mm/init_64.c,
-    vmemmap_populate_hugepages()).
+    """The mapping of the memmap: 2 MiB pages, or 4 KiB ones where memory is too fragmented for that.
+
+    5.17: arch/x86/mm/init_64.c, vmemmap_populate_hugepages(); mm/sparse-vmemmap.c, vmemmap_populate_basepages().
     """
 
     def __init__(self, memblock: Memblock, sparse: SparseMap):
@@ -111,14 +115,35 @@ class _VmemmapTables:
         self.puds: set[int] = set()
         self.pmds: set[int] = set()
 
-    def map_section(self, section: int, nid: int) -> None:
-        """Make sure that there are tables for a section's struct pages."""
+    def _block(self, size: int, nid: int) -> int:
+        """Memory for a table or for struct pages, on the node if it has any (5.17: vmemmap_alloc_block())."""
+        return self.memblock.alloc_try_nid_raw(size, size, pfn_to_phys(MAX_DMA_PFN), nid=nid, caller="__earlyonly_bootmem_alloc")
+
+    def map_section(self, section: int, nid: int, memmap: int) -> int:
+        """Map a section's struct pages, at ``memmap`` or, if that is 0, wherever there is room; return where, 0 for
+        nowhere.
+        """
         pfn = section << PFN_SECTION_SHIFT
         for present, number in ((self.puds, pfn // PFNS_PER_PUD_TABLE), (self.pmds, pfn // PFNS_PER_PMD_TABLE)):
             if number not in present:
                 present.add(number)
-                table = self.memblock.alloc_try_nid_raw(PAGE_SIZE, PAGE_SIZE, pfn_to_phys(MAX_DMA_PFN), nid=nid,
-                                                        caller="__earlyonly_bootmem_alloc")
-                if not table:
-                    raise KernelPanic("vmemmap_populate: no memory for a page table")
-                self.sparse.tables.append(table)
+                if not self._table(nid):
+                    return 0
+        memmap = memmap or self._block(SECTION_MEMMAP_SIZE, nid)
+        if memmap:
+            return memmap
+        if not self._table(nid):
+            return 0
+        pages = self.sparse.base_pages[section] = []
+        for _ in range(SECTION_MEMMAP_SIZE // PAGE_SIZE):
+            page = self._block(PAGE_SIZE, nid)
+            if not page:
+                return 0
+            pages.append(page)
+        return pages[0]
+
+    def _table(self, nid: int) -> int:
+        table = self._block(PAGE_SIZE, nid)
+        if table:
+            self.sparse.tables.append(table)
+        return table

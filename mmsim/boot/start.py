@@ -98,7 +98,7 @@ class StartKernel:
         numa, cpus = self.boot.numa, self.boot.platform.nr_cpus
         bits = self.image.nr_cpus if self.image.nr_cpus <= 64 else cpus
         self._printk(f"setup_percpu: NR_CPUS:{self.image.nr_cpus} nr_cpumask_bits:{bits} nr_cpu_ids:{cpus} "
-                     f"nr_node_ids:{max(numa.nodes) + 1}")
+                     f"nr_node_ids:{max([*numa.nodes, *numa.possible]) + 1}")
         layout = build_alloc_info(self.image, numa.cpu_to_node)
         self.percpu = embed_first_chunk(self.memblock, self.image, layout, numa.cpu_to_node, numa.nodes, self._printk)
         self.boot.note("early", "setup_per_cpu_areas", f"{cpus} CPU{'s' if cpus > 1 else ''}: each has its copy of the per-CPU variables.")
@@ -123,7 +123,8 @@ class StartKernel:
         total = sum(zone.managed_pages for zone in home.zonelist)
         self.memory.page_group_by_mobility_disabled = total < PAGEBLOCK_NR_PAGES * (MIGRATE_TYPES + int(self.memory.config.cma))
         grouping = "off" if self.memory.page_group_by_mobility_disabled else "on"
-        self._printk(f"Built {len(nodes)} zonelists, mobility grouping {grouping}.  Total pages: {total}")
+        online = sum(node.online for node in nodes.values())
+        self._printk(f"Built {online} zonelists, mobility grouping {grouping}.  Total pages: {total}")
         self._printk(f"Policy zone: {ZONE_NAMES[policy_zone]}")
 
     def print_command_line(self) -> None:

@@ -8,7 +8,7 @@ less the memory map. 5.17: mm/page_alloc.c, free_area_init() and what it calls.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mmsim.boot.memblock import Memblock
@@ -34,7 +34,7 @@ from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.zone import Zone
 from mmsim.units import PAGE_SIZE, align_down, align_up, format_mem_range, memparse, pfn_down, pfn_to_phys, pfn_up
 
-__all__ = ["CoreOptions", "ZoneLayout", "find_dma_reserve", "free_area_init", "init_memoryless_node"]
+__all__ = ["CoreOptions", "ZoneLayout", "find_dma_reserve", "free_area_init", "init_memoryless_node", "init_possible_node"]
 
 MAX_ORDER_NR_PAGES = 1 << MAX_ORDER - 1
 Printk = Callable[[str], None]
@@ -205,8 +205,11 @@ def _memmap_pages(spanned: int, present: int) -> int:
 
 
 def free_area_init(memory: PhysicalMemory, memblock: Memblock, sparse: SparseMap, max_pfn: int, options: CoreOptions,
-                   nodes: list[int], dma_reserve: int, printk: Printk) -> ZoneLayout:
+                   nodes: list[int], dma_reserve: int, printk: Printk,
+                   memoryless: Callable[[int], None] | None = None, possible: Iterable[int] = ()) -> ZoneLayout:
     """Create nodes and zones in ``memory``, mark every frame of the memory map, and log it as the kernel does.
+
+    ``memoryless`` is called, in their turn, for the nodes of ``possible`` that have no memory (since 5.18).
 
     5.17: mm/page_alloc.c, free_area_init(), free_area_init_node(), memmap_init().
     """
@@ -227,20 +230,32 @@ def free_area_init(memory: PhysicalMemory, memblock: Memblock, sparse: SparseMap
     printk("Early memory node ranges")
     for start, end, nid in memblock.for_each_mem_pfn_range():
         printk(f"  node {nid:3}: {format_mem_range(pfn_to_phys(start), pfn_to_phys(end))}")
-    for nid in nodes:
-        _init_node(memory, layout, memblock, nid, movable_zone, printk)
+    for nid in sorted({*nodes, *(possible if memoryless else ())}):
+        if nid in layout.node_ranges:
+            _init_node(memory, layout, memblock, nid, movable_zone, printk)
+        elif memoryless:
+            memoryless(nid)
     _memmap_init(memory, layout, memblock, sparse, printk)
     return layout
 
 
 def init_memoryless_node(memory: PhysicalMemory, nid: int, printk: Printk) -> None:
     """A node that has CPUs only (5.17: arch/x86/mm/numa.c, init_memory_less_node())."""
-    if memory.rules.release == "5.17":
-        printk(f"Initmem setup node {nid} [mem 0x{0:016x}-0x{0:016x}]")
-    else:
-        printk(f"Initializing node {nid} as memoryless")
+    printk(f"Initmem setup node {nid} [mem 0x{0:016x}-0x{0:016x}]")
     memory.add_node(nid)
     memory.nodes = dict(sorted(memory.nodes.items()))
+
+
+def init_possible_node(memory: PhysicalMemory, memblock: Memblock, nid: int, size: int, printk: Printk) -> None:
+    """A node without memory, whether or not it has CPUs, since 5.18: its data may lie anywhere (6.1: mm/page_alloc.c,
+    free_area_init()).
+    """
+    printk(f"Initializing node {nid} as memoryless")
+    if not memblock.alloc(size, 64, caller="free_area_init"):
+        printk(f"Cannot allocate {size}B for node {nid}.")
+        return
+    printk(f"Initmem setup node {nid} as memoryless")
+    memory.add_node(nid).online = False
 
 
 def _init_node(memory: PhysicalMemory, layout: ZoneLayout, memblock: Memblock, nid: int, movable_zone: int, printk: Printk) -> None:

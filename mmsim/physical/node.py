@@ -25,7 +25,7 @@ class Node:
     """
 
     __slots__ = ("memory", "nid", "zones", "start_pfn", "spanned", "present", "zonelist", "zonelist_thisnode", "cpus",
-                 "totalreserve_pages", "kswapd_order", "kswapd_highest_zoneidx", "kswapd_failures", "kswapd_awake", "vm_stat")
+                 "totalreserve_pages", "kswapd_order", "kswapd_highest_zoneidx", "kswapd_failures", "kswapd_awake", "vm_stat", "online")
 
     def __init__(self, memory: PhysicalMemory, nid: int, start_pfn: int = 0, spanned: int = 0, present: int = 0):
         self.memory = memory
@@ -37,6 +37,8 @@ class Node:
         self.zonelist: list[Zone] = []
         self.zonelist_thisnode: list[Zone] = []
         self.cpus: list[int] = []
+        #: Whether the node takes part: one that may be plugged in later has data but is in no list of nodes.
+        self.online = True
         #: Pages of the node that are never given to user space: high marks and reserves.
         self.totalreserve_pages = 0
         #: What kswapd was last asked for (5.17: kswapd_order, kswapd_highest_zoneidx); MAX_NR_ZONES: nothing.

@@ -72,7 +72,7 @@ def _zone(node: Node, zone: Zone, first: bool) -> str:
 
 
 def zoneinfo(memory: PhysicalMemory) -> str:
-    """/proc/zoneinfo: all zones of all nodes, empty ones too; the first populated zone of a node carries the node's
+    """/proc/zoneinfo: all zones of all online nodes, empty ones too; the first populated zone of a node carries the node's
     counters.
 
     5.17: mm/vmstat.c, zoneinfo_show_print().
@@ -80,5 +80,5 @@ def zoneinfo(memory: PhysicalMemory) -> str:
     text = []
     for node in memory.nodes.values():
         first = next(iter(node.populated_zones), None)
-        text += [_zone(node, zone, zone is first) for zone in node.zones]
+        text += [_zone(node, zone, zone is first) for zone in node.zones if node.online]
     return "".join(text)
