@@ -39,7 +39,7 @@ _MODELLED = {
     "register_nosave_region": "e820__reserve_resources", "start_kernel": "", "setup_command_line": "",
     "print_unknown_bootoptions": "print_unknown_bootoptions", "pcpu_build_alloc_info": "", "pcpu_alloc_alloc_info": "",
     "pcpu_embed_first_chunk": "", "pcpu_fc_alloc": "", "pcpu_setup_first_chunk": "",
-    "pcpu_alloc_first_chunk": "pcpu_alloc_first_chunk", "alloc_large_system_hash": "print_unknown_bootoptions",
+    "pcpu_page_first_chunk": "", "pcpu_populate_pte": "", "pcpu_alloc_first_chunk": "pcpu_alloc_first_chunk", "alloc_large_system_hash": "print_unknown_bootoptions",
     "spp_getpage": "spp_getpage", "swiotlb_init": "swiotlb_init", "swiotlb_init_with_tbl": "swiotlb_init",
     "swiotlb_init_remap": "swiotlb_init", "swiotlb_memblock_alloc": "swiotlb_init",
 }
@@ -89,6 +89,8 @@ def boot_inputs(recording: Recording) -> BootInputs:
     command = next(matching(messages, r"^Command line: (.*)$"), None)
     if version is None or command is None:
         raise InputError(f"{recording.path}: the kernel log lacks its first lines (Linux version, Command line)")
+    if any(matching(messages, r"^last_pfn = \S+ max_arch_pfn = 0x10000000000$")):
+        raise InputError(f"{recording.path}: the kernel runs with five levels of page tables; the model has four")
     release = version[1] if version[1] in RELEASES else _nearest(version[1])
     inputs = BootInputs(E820Table.from_dmesg("\n".join(messages)).entries, command[1], KernelImage(), Platform(),
                         rules_for(release))
@@ -131,7 +133,7 @@ def _image(recording: Recording, messages: Sequence[str], inputs: BootInputs) ->
     node = next(matching(messages, r"^NODE_DATA\(\d+\) allocated \[mem (0x[0-9a-f]+)-(0x[0-9a-f]+)\]"), None)
     if node:
         changes["sizeof_pg_data_t"] = size_of("free_area_init") or int(node[2], 16) - int(node[1], 16) + 1
-    percpu = next(matching(messages, r"^percpu: Embedded \d+ pages/cpu s(\d+) r(\d+)"), None)
+    percpu = next(matching(messages, r"^percpu: (?:Embedded \d+|\d+ \d+K) pages/cpu s(\d+) r(\d+)"), None)
     if percpu:
         changes |= {"percpu_static_size": int(percpu[1]), "percpu_reserved_size": int(percpu[2])}
     setup = next(matching(messages, r"^setup_percpu: NR_CPUS:(\d+)"), None)

@@ -17,9 +17,9 @@ from mmsim.boot.image import KernelImage
 from mmsim.boot.memblock import Memblock
 from mmsim.constants import MAX_DMA_PFN, NUMA_NO_NODE
 from mmsim.errors import KernelPanic
-from mmsim.units import MIB, PAGE_SIZE, align_up, fls, pfn_to_phys, rounddown_pow_of_two
+from mmsim.units import KIB, MIB, PAGE_SIZE, align_up, fls, pfn_to_phys, rounddown_pow_of_two
 
-__all__ = ["PerCpuLayout", "PerCpuGroup", "build_alloc_info", "embed_first_chunk"]
+__all__ = ["PerCpuLayout", "PerCpuGroup", "build_alloc_info", "embed_first_chunk", "page_first_chunk"]
 
 ATOM_SIZE = 2 * MIB
 PCPU_MIN_ALLOC_SIZE = 4
@@ -28,6 +28,9 @@ SIZEOF_PCPU_ALLOC_INFO = 56
 SIZEOF_PCPU_GROUP_INFO = 24
 SIZEOF_PCPU_BLOCK_MD = 32
 SIZEOF_LIST_HEAD = 16
+#: Room for variables that come before the real allocator is up.
+PERCPU_DYNAMIC_EARLY_SIZE = 12 * KIB
+VMALLOC_START = 0xFFFF_C900_0000_0000
 
 
 @dataclass(slots=True)
@@ -123,31 +126,27 @@ def build_alloc_info(image: KernelImage, cpu_to_node: Sequence[int], atom_size: 
 
 
 def embed_first_chunk(memblock: Memblock, image: KernelImage, layout: PerCpuLayout, cpu_to_node: Sequence[int],
-                      online: Sequence[int], printk: Callable[[str], None] = lambda line: None) -> PerCpuLayout:
+                      online: Sequence[int], printk: Callable[[str], None] = lambda line: None) -> bool:
     """Allocate the units near their processors, give back what is left over, and set up the chunk's maps.
 
-    Raise KernelPanic if memory runs out.
+    Return False if there is no piece large enough. Raise KernelPanic if memory runs out altogether.
     5.17: mm/percpu.c, pcpu_embed_first_chunk(), pcpu_setup_first_chunk(), pcpu_alloc_first_chunk().
     """
-    def allocate(size: int, align: int, caller: str) -> int:
-        address = memblock.alloc(size, align, caller=caller)
-        if not address:
-            raise KernelPanic(f"{caller}: Failed to allocate {size} bytes align={align:#x}")
-        return address
-
-    nr_units = sum(len(group.units) for group in layout.groups)
-    info_size = align_up(SIZEOF_PCPU_ALLOC_INFO + SIZEOF_PCPU_GROUP_INFO * len(layout.groups), 8) + 4 * nr_units
-    info_size = align_up(info_size, PAGE_SIZE)
-    info = allocate(info_size, PAGE_SIZE, "pcpu_build_alloc_info")
+    allocate = _Allocate(memblock)
+    info, info_size = _alloc_info(layout, allocate)
     areas_size = align_up(8 * len(layout.groups), PAGE_SIZE)
     areas = allocate(areas_size, 64, "pcpu_embed_first_chunk")
     for group in layout.groups:
         cpu = next(unit for unit in group.units if unit is not None)
-        node = cpu_to_node[cpu] if cpu_to_node[cpu] in online else NUMA_NO_NODE
-        group.base = memblock.alloc_try_nid(len(group.units) * layout.unit_size, layout.atom_size, pfn_to_phys(MAX_DMA_PFN),
-                                            nid=node, caller="pcpu_fc_alloc")
+        group.base = _fc_alloc(memblock, cpu_to_node[cpu], online, len(group.units) * layout.unit_size, layout.atom_size)
         if not group.base:
-            raise KernelPanic("cannot allocate the per-CPU areas")
+            for taken in layout.groups:
+                if taken.base:
+                    memblock.free(taken.base, len(taken.units) * layout.unit_size)
+                    taken.base = 0
+            memblock.free(info, info_size)
+            memblock.free(areas, areas_size)
+            return False
     for group in layout.groups:
         for number, unit in enumerate(group.units):
             start = group.base + number * layout.unit_size
@@ -155,7 +154,77 @@ def embed_first_chunk(memblock: Memblock, image: KernelImage, layout: PerCpuLayo
             if layout.unit_size > used:
                 memblock.free(start + used, layout.unit_size - used)
     printk(layout.embedded_line())
-    nr_groups, nr_cpus = len(layout.groups), len(cpu_to_node)
+    _setup_first_chunk(image, layout, len(cpu_to_node), allocate, printk)
+    memblock.free(info, info_size)
+    memblock.free(areas, areas_size)
+    return True
+
+
+def page_first_chunk(memblock: Memblock, image: KernelImage, cpu_to_node: Sequence[int], online: Sequence[int],
+                     printk: Callable[[str], None] = lambda line: None) -> PerCpuLayout:
+    """The way out where memory has no large pieces: single pages, mapped one behind the other in the vmalloc area.
+
+    A group's ``base`` is then an address in that area. Raise KernelPanic if memory runs out.
+    5.17: mm/percpu.c, pcpu_page_first_chunk().
+    """
+    static, reserved = image.percpu_static_size, image.percpu_reserved_size
+    unit_size = max(align_up(static + reserved + PERCPU_DYNAMIC_EARLY_SIZE, PAGE_SIZE), 32 * KIB)
+    cpus: list[int | None] = [*range(len(cpu_to_node))]
+    layout = PerCpuLayout(static, reserved, unit_size - static - reserved, unit_size, 1, [PerCpuGroup(cpus, VMALLOC_START)],
+                          PAGE_SIZE)
+    allocate = _Allocate(memblock)
+    info, info_size = _alloc_info(layout, allocate)
+    unit_pages = unit_size // PAGE_SIZE
+    pages_size = align_up(8 * unit_pages * len(cpus), PAGE_SIZE)
+    pages = allocate(pages_size, 64, "pcpu_page_first_chunk")
+    for cpu, node in enumerate(cpu_to_node):
+        for _ in range(unit_pages):
+            if not _fc_alloc(memblock, node, online, PAGE_SIZE, PAGE_SIZE):
+                printk(f"percpu: failed to allocate {PAGE_SIZE // KIB}K page for cpu{cpu}")
+                raise KernelPanic("cannot initialize percpu area (err=-12)")
+    # Tables of the vmalloc area: a PUD, a PMD, and a PTE table for each 2 MiB of units.
+    for _ in range(2 + -(-unit_size * len(cpus) // (2 * MIB))):
+        allocate(PAGE_SIZE, PAGE_SIZE, "pcpu_populate_pte")
+    printk(f"percpu: {unit_pages} {PAGE_SIZE // KIB}K pages/cpu s{static} r{reserved} d{layout.dynamic_size}")
+    _setup_first_chunk(image, layout, len(cpus), allocate, printk)
+    memblock.free(pages, pages_size)
+    memblock.free(info, info_size)
+    return layout
+
+
+class _Allocate:
+    """memblock_alloc() of memory without which the kernel cannot go on."""
+
+    def __init__(self, memblock: Memblock):
+        self.memblock = memblock
+
+    def __call__(self, size: int, align: int, caller: str) -> int:
+        address = self.memblock.alloc(size, align, caller=caller)
+        if not address:
+            raise KernelPanic(f"{caller}: Failed to allocate {size} bytes align={align:#x}")
+        return address
+
+
+def _alloc_info(layout: PerCpuLayout, allocate: _Allocate) -> tuple[int, int]:
+    """Memory for the description of the units, until all is set up: (address, size) (5.17: pcpu_alloc_alloc_info())."""
+    nr_units = sum(len(group.units) for group in layout.groups)
+    size = align_up(SIZEOF_PCPU_ALLOC_INFO + SIZEOF_PCPU_GROUP_INFO * len(layout.groups), 8) + 4 * nr_units
+    size = align_up(size, PAGE_SIZE)
+    return allocate(size, PAGE_SIZE, "pcpu_build_alloc_info"), size
+
+
+def _fc_alloc(memblock: Memblock, node: int, online: Sequence[int], size: int, align: int) -> int:
+    """Memory for units, near their processor if its node has any (5.17: pcpu_fc_alloc())."""
+    return memblock.alloc_try_nid(size, align, pfn_to_phys(MAX_DMA_PFN), nid=node if node in online else NUMA_NO_NODE,
+                                  caller="pcpu_fc_alloc")
+
+
+def _setup_first_chunk(image: KernelImage, layout: PerCpuLayout, nr_cpus: int, allocate: _Allocate,
+                       printk: Callable[[str], None]) -> None:
+    """The tables that find a unit, and the maps of what is free in it (5.17: pcpu_setup_first_chunk(),
+    pcpu_alloc_first_chunk()).
+    """
+    nr_groups = len(layout.groups)
     for size in (8 * nr_groups, 8 * nr_groups, 4 * nr_cpus, 8 * nr_cpus):
         allocate(size, 64, "pcpu_setup_first_chunk")
     for line in layout.alloc_lines():
@@ -173,6 +242,3 @@ def embed_first_chunk(memblock: Memblock, image: KernelImage, layout: PerCpuLayo
                      region // PAGE_SIZE * SIZEOF_PCPU_BLOCK_MD):
             allocate(size, 64, "pcpu_alloc_first_chunk")
         start += map_size
-    memblock.free(info, info_size)
-    memblock.free(areas, areas_size)
-    return layout

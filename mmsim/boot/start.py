@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mmsim.boot.handover import DeferredInit, free_reserved_area, memblock_free_all
 from mmsim.boot.hash import EARLY_HASHES, LargeHash, hash_line, large_system_hash
-from mmsim.boot.percpu import PerCpuLayout, build_alloc_info, embed_first_chunk
+from mmsim.boot.percpu import PerCpuLayout, build_alloc_info, embed_first_chunk, page_first_chunk
 from mmsim.boot.setup import Boot
 from mmsim.constants import (
     _GFP_ZERO,
@@ -100,7 +100,10 @@ class StartKernel:
         self._printk(f"setup_percpu: NR_CPUS:{self.image.nr_cpus} nr_cpumask_bits:{bits} nr_cpu_ids:{cpus} "
                      f"nr_node_ids:{max([*numa.nodes, *numa.possible]) + 1}")
         layout = build_alloc_info(self.image, numa.cpu_to_node)
-        self.percpu = embed_first_chunk(self.memblock, self.image, layout, numa.cpu_to_node, numa.nodes, self._printk)
+        if not embed_first_chunk(self.memblock, self.image, layout, numa.cpu_to_node, numa.nodes, self._printk):
+            self._printk("setup_percpu: auto allocator failed (-12), falling back to page size")
+            layout = page_first_chunk(self.memblock, self.image, numa.cpu_to_node, numa.nodes, self._printk)
+        self.percpu = layout
         self.boot.note("early", "setup_per_cpu_areas", f"{cpus} CPU{'s' if cpus > 1 else ''}: each has its copy of the per-CPU variables.")
         self.boot.driver_requests("pcpu_alloc_first_chunk")
 
@@ -215,7 +218,8 @@ class StartKernel:
         5.17: arch/x86/mm/init_64.c, preallocate_vmalloc_pages(). They are why "available" is less than what was handed
         over.
         """
-        for _ in range(self.image.vmalloc_tables):
+        # Per-CPU areas of single pages lie at the start of the vmalloc area and have brought the first table.
+        for _ in range(self.image.vmalloc_tables - int(self.percpu is not None and self.percpu.atom_size == PAGE_SIZE)):
             pfn = self.allocator.alloc_pages(GFP_KERNEL | _GFP_ZERO)
             if pfn is None:
                 raise KernelPanic("Failed to pre-allocate pages for vmalloc area")

@@ -62,7 +62,7 @@ GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple((name, re.compile(patter
     ("zones", r"^(Zone ranges:|  (DMA|DMA32|Normal|HighMem|Device) +(\[mem|empty)|Movable zone start for each node"
               r"|  Node \d+: 0x|Early memory node ranges|  node +\d+: \[mem|Initmem setup node|Initializing node \d+ as mem"
               r"|On node \d+, zone)"),
-    ("percpu", r"^(setup_percpu: |percpu: Embedded|pcpu-alloc: )"),
+    ("percpu", r"^(setup_percpu: |percpu: |pcpu-alloc: )"),
     ("start", r"^(Fallback order for Node|Built \d+ zonelists|Policy zone:|Kernel command line:|Unknown kernel command line"
               r"|(Dentry cache|Inode-cache) hash table|Memory: \d+K)"),
     ("freed", r"^Freeing [^:]*: \d+K"),
