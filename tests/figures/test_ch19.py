@@ -175,7 +175,7 @@ def test_a_full_array_is_enomem_until_it_may_grow() -> None:
     assert "-ENOMEM" in problems[0]["text"]
     last = figure.frames()[-1].scene.shapes
     texts = [shape["s"] for shape in last.values() if shape["t"] == "text"]
-    assert "reserved: 6 of 8" in texts  # five reservations and the array itself
+    assert "reserved: 6 of 8" in texts and "memory: 1 of 4" in texts  # five reservations and the array itself
 
 
 def test_the_sandbox_reports_bad_lines_and_goes_on() -> None:

@@ -73,6 +73,7 @@ class _Step:
     memory: list[tuple[int, int, int, int]]
     reserved: list[tuple[int, int, int, int]]
     free: list[tuple[int, int]]
+    slots: tuple[int, int] = (0, 0)
     changed: tuple[int, int] | None = None
     tried: tuple[tuple[int, int], ...] = ()
     result: str = ""
@@ -125,6 +126,7 @@ class _Lab:
             title, say, [(r.base, r.size, r.nid, r.flags) for r in self.memblock.memory],
             [(r.base, r.size, r.nid, r.flags) for r in self.memblock.reserved],
             [(start, end) for start, end, _ in self.memblock.for_each_free_mem_range()],
+            (self.memblock.memory.max, self.memblock.reserved.max),
         )  # fmt: skip
         for name, value in more.items():
             setattr(made, name, value)
@@ -178,7 +180,18 @@ class _Lab:
             )
             return
         count = f"the {regions.name} list has {len(regions)} region{'' if len(regions) == 1 else 's'}"
-        self.step(op.text, f"{call}: {meaning}; {count}.", changed=(base, end), result="0")
+        self.step(op.text, f"{call}: {meaning}; {count}.{self._grown()}", changed=(base, end), result="0")
+
+    def _grown(self) -> str:
+        """A sentence about arrays that this call has doubled."""
+        before = self.steps[-1].slots if self.steps else (self.slots, self.slots)
+        grown = [
+            f" The {regions.name} array was full: memblock gave itself a new one of {regions.max} entries, "
+            f"at {self.memblock.array_at[regions.name] or 0:#x}, and reserved it."
+            for regions, old in zip((self.memblock.memory, self.memblock.reserved), before, strict=True)
+            if regions.max > old
+        ]
+        return "".join(grown)
 
     def _merged(self, regions: Regions, before: int) -> str:
         gone = before + 1 - len(regions)
@@ -318,7 +331,7 @@ class _Lab:
             rule = f"{where[1]:#x} − {size:#x}, rounded down to {_exact(align)}, is {got:#x}"
         self.step(
             op.text,
-            f"alloc {_exact(size)}: {skipped}{rule}. The range becomes reserved; that is all the record there is.",
+            f"alloc {_exact(size)}: {skipped}{rule}. The range becomes reserved; that is all the record there is.{self._grown()}",
             changed=(got, got + size),
             result=hex(got),
         )
@@ -433,7 +446,7 @@ def _table(
     return RegionList(cells, heads, most=most)
 
 
-def _draw(step: _Step, before: _Step | None, axis: Axis, rows: tuple[int, int], slots: int, width: float) -> Frame:
+def _draw(step: _Step, before: _Step | None, axis: Axis, rows: tuple[int, int], width: float) -> Frame:
     scene = Scene(width)
     scene.text("call", 0, 13, step.title, "mono", "strong", width=width - 130)
     if step.result:
@@ -442,8 +455,8 @@ def _draw(step: _Step, before: _Step | None, axis: Axis, rows: tuple[int, int], 
     scene.add(_bars(step, axis, width), "bar", gap=6)
     old = before or step
     scene.row([
-        ("memory", _table("memory", step.memory, old.memory, rows[0]), f"memory: {len(step.memory)} of {slots}", 1.15),
-        ("reserved", _table("reserved", step.reserved, old.reserved, rows[1]), f"reserved: {len(step.reserved)} of {slots}", 1),
+        ("memory", _table("memory", step.memory, old.memory, rows[0]), f"memory: {len(step.memory)} of {step.slots[0]}", 1.15),
+        ("reserved", _table("reserved", step.reserved, old.reserved, rows[1]), f"reserved: {len(step.reserved)} of {step.slots[1]}", 1),
     ], gap=20, above=12)  # fmt: skip
     if step.log:
         scene.add(TextPane(list(step.log[-4:]), title="kernel log"), "log", gap=10)
@@ -491,5 +504,5 @@ def memblock_sandbox(
     )
     before = None
     for step in lab.steps if each else lab.folded():
-        yield _draw(step, before, axis, rows, lab.memblock.reserved.max if step is lab.steps[-1] else int(slots), width)
+        yield _draw(step, before, axis, rows, width)
         before = step
