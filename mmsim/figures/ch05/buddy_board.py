@@ -94,7 +94,7 @@ class _Board:
             runs.append(Run(moving[0], 1 << moving[1], "moving", str(moving[1]), f"in nobody's hands: {moving[0]:#x}, order "
                 f"{moving[1]}"))
         runs.sort(key=lambda run: run.start)
-        board = FrameBoard(runs, FRAMES, columns=32, hilbert=self.layout == "hilbert", height=240)
+        board = FrameBoard(runs, FRAMES, columns=32, hilbert=self.layout == "hilbert", height=352)
         scene.row([("board", board, "512 frames, 2 MiB; numbers are orders", 2), ("xor", _Xor(picture), "The buddy's address", 1)])
         roles = {moving[0]: "moving"} if moving else {}
         lists = FreeLists(free, [(TYPE_NAMES[mt], "free") for mt in sorted(TYPE_NAMES)], range(TOP, -1, -1), roles=roles)
