@@ -14,13 +14,15 @@ from mmsim.units import MIB
 ROOT = Path(__file__).resolve().parent.parent
 REGIONS = 10_000
 BOOT = """
-import json, resource, sys, time
+import json, re, sys, time
 from mmsim import reference
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():                             # of this program alone: ru_maxrss also remembers the parent's peak
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+before = peak()
 begin = time.process_time()
 machine = getattr(reference, sys.argv[1])()
 spent = time.process_time() - begin
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak()
 print(json.dumps([spent, after / 1024, (after - before) / 1024, machine.memory.frames.nr_frames
                   if hasattr(machine.memory.frames, "nr_frames") else sum(z.present_pages for z in machine.zones)]))
 """
