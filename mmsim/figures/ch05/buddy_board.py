@@ -220,15 +220,15 @@ def _free(board: _Board, pfn: int, told: bool, ask: bool) -> Iterator[Frame]:
         (start, final), None if final == TOP else (start, find_buddy_pfn(start, final)), final), after)
 
 
-def _random(board: _Board, count: int, random: Random) -> Iterator[Frame]:
+def _random(board: _Board, count: int, dice: Random) -> Iterator[Frame]:
     """A seeded mix: small blocks more often than large ones, and frees so that the zone stays about half full."""
     for _ in range(min(count, 100)):
         crowded = board.zone.nr_free_pages < FRAMES // 3
-        if board.owners and random.random() < (0.8 if crowded else 0.35):
-            yield from _free(board, random.choice(sorted(board.owners)), False, False)
+        if board.owners and dice.random() < (0.8 if crowded else 0.35):
+            yield from _free(board, dice.choice(sorted(board.owners)), False, False)
             continue
-        order = min(int(random.expovariate(0.6)), 6)
-        mt = MIGRATE_UNMOVABLE if random.random() < 0.15 else MIGRATE_MOVABLE
+        order = min(int(dice.expovariate(0.6)), 6)
+        mt = MIGRATE_UNMOVABLE if dice.random() < 0.15 else MIGRATE_MOVABLE
         try:
             yield from _alloc(board, order, mt, False)
         except Errno as error:
@@ -239,13 +239,13 @@ def _overview(ops: list[Operation], layout: str, seed: int, width: float) -> Fra
     """The state that all requests before the first ``free`` lead to: what the reader sees without a click."""
     memory = small_memory((ZONE_NORMAL, FRAMES), per_cpu_lists=False)
     board = _Board(memory.nodes[0].zones[ZONE_NORMAL], layout, width)
-    random, done = Random(seed), 0
+    dice, done = Random(seed), 0
     for op in ops:
         if op.verb == "free":
             break
         try:
             order = op.get("order", 0)
-            steps = _random(board, op["count"], random) if op.verb == "random" else _alloc(board, order,
+            steps = _random(board, op["count"], dice) if op.verb == "random" else _alloc(board, order,
                 TYPE_NUMBERS[op.get("type", "movable")], False)
             done += sum(1 for _ in steps)
         except (Errno, KernelBug):
@@ -276,7 +276,7 @@ def buddy_board(ops: list[Operation], layout: str, seed: int, width: float) -> I
     memory = small_memory((ZONE_NORMAL, FRAMES), per_cpu_lists=False)
     zone = memory.nodes[0].zones[ZONE_NORMAL]
     board = _Board(zone, layout, width)
-    random = Random(seed)
+    dice = Random(seed)
     yield _overview(ops, layout, seed, width)
     yield board.draw(_Picture("At first all 512 frames are free, in one block of order 9 at the head of the Movable "
         "list.", (0, TOP)), free_lists(zone))
@@ -291,7 +291,7 @@ def buddy_board(ops: list[Operation], layout: str, seed: int, width: float) -> I
                 asked = asked or merges
                 yield from _free(board, op["pfn"], True, merges)
             else:
-                yield from _random(board, op["count"], random)
+                yield from _random(board, op["count"], dice)
         except Exception as error:
             op.fail(error)
             yield board.draw(_Picture(f"{op.text}: refused. {error}"), free_lists(zone))

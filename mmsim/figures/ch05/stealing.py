@@ -60,7 +60,7 @@ class Workload:
     def __init__(self, pressure: float, seed: int, grouping: bool = True, nofragment: bool = True, boost: bool = True):
         self.memory = small_memory((ZONE_DMA32, DMA32_BLOCKS * PAGEBLOCK_NR_PAGES), (ZONE_NORMAL,
             NORMAL_BLOCKS * PAGEBLOCK_NR_PAGES))
-        self.pressure, self.random, self.nofragment = pressure, Random(seed), nofragment
+        self.pressure, self.dice, self.nofragment = pressure, Random(seed), nofragment
         self.memory.page_group_by_mobility_disabled = not grouping
         if not boost:
             self.memory.watermark_boost_factor = 0
@@ -116,14 +116,14 @@ class Workload:
 
     def run(self, requests: int) -> None:
         """So many requests more."""
-        flags, lru, random = self.memory.frames.flags, PG["lru"], self.random
+        flags, lru, dice = self.memory.frames.flags, PG["lru"], self.dice
         most = BLOCKS * PAGEBLOCK_NR_PAGES // 10
         for _ in range(requests):
             self.requests += 1
-            if random.random() * 100 < self.pressure:
+            if dice.random() * 100 < self.pressure:
                 self.unmovable_requests += 1
                 if len(self.kernel) >= most:
-                    place = random.randrange(len(self.kernel))
+                    place = dice.randrange(len(self.kernel))
                     old, self.kernel[place] = self.kernel[place], self.kernel[-1]
                     self.kernel.pop()
                     self.is_kernel[old] = 0
