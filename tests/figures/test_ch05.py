@@ -22,7 +22,7 @@ ALL = [ch05.buddy_board, ch05.e820_to_buddy, ch05.stealing, ch05.watermark_tank,
 
 
 def sentences(figure: BoundFigure) -> list[str]:
-    return [frame.say for frame in figure.frames()]
+    return [" ".join(frame.say.split()) for frame in figure.frames()]
 
 
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)

@@ -91,8 +91,8 @@ class _Board:
             runs.append(Run(pfn, 1 << order, role, str(order), f"in use, {TYPE_NAMES[mt]}: {pfn:#x}-{pfn + (1 << order) - 1:#x}"))
             listed.add((pfn, 1 << order))
         if moving and (moving[0], 1 << moving[1]) not in listed:
-            runs.append(Run(moving[0], 1 << moving[1], "moving", str(moving[1]), f"in nobody's hands: {moving[0]:#x}, order "
-                f"{moving[1]}"))
+            runs.append(Run(moving[0], 1 << moving[1], "moving", str(moving[1]),
+                f"in nobody's hands: {moving[0]:#x}, order {moving[1]}"))
         runs.sort(key=lambda run: run.start)
         board = FrameBoard(runs, FRAMES, columns=32, hilbert=self.layout == "hilbert", height=352)
         scene.row([("board", board, "512 frames, 2 MiB; numbers are orders", 2), ("xor", _Xor(picture), "The buddy's address", 1)])
@@ -148,12 +148,11 @@ def _alloc(board: _Board, order: int, mt: int, told: bool) -> Iterator[Frame]:
     state[high, source].remove(start)
     steps: list[Frame] = []
     if told and high > order:
-        found = (f"alloc order {order}, {kind}: the smallest list that has a block is order {high}. "
-                 f"Its head, {start:#x}, is taken out.")
+        found = (f"alloc order {order}, {kind}: the smallest list that has a block is order {high}. Its head, {start:#x}, "
+                 "is taken out.")
         if source != mt:
-            found = (f"alloc order {order}, {kind}: all {kind} lists are empty. The largest block of another type is taken, "
-                f"{start:#x} of order {high} "
-                     f"({TYPE_NAMES[source]}), and its pageblocks become {kind}.")
+            found = (f"alloc order {order}, {kind}: all {kind} lists are empty. The largest block of another type is "
+                     f"taken, {start:#x} of order {high} ({TYPE_NAMES[source]}), and its pageblocks become {kind}.")
         steps.append(board.draw(_Picture(found, (start, high)), _copy(state)))
         for size in range(high - 1, order - 1, -1):
             half = start + (1 << size)
@@ -161,46 +160,46 @@ def _alloc(board: _Board, order: int, mt: int, told: bool) -> Iterator[Frame]:
             if source != mt and order < size < high - 1:
                 continue                    # the halving was told before; here the theft is the point
             steps.append(board.draw(_Picture(
-                f"Halved to order {size}: the upper half, {half:#x}, goes to the free list of order {size}; {start:#x} stays in "
-                f"hand.",
+                f"Halved to order {size}: the upper half, {half:#x}, goes to the free list of order {size}; {start:#x} "
+                "stays in hand.",
                 (start, size), (start, half), size), _copy(state)))
         if _copy(state) != after:
             raise InvariantError(f"the steps told for {start:#x} do not end in the lists of the zone")
     board.owners[pfn] = order, mt
     yield from steps
-    how = f"{kind} block {pfn:#x} of order {order} is handed out" + ("" if high > order else ": the head of its list, nothing is "
-        "split")
-    yield board.draw(_Picture(f"{how}. {zone.nr_free_pages} frames are free.", (pfn, order)), after)
+    how = "" if high > order else ": the head of its list, nothing is split"
+    yield board.draw(_Picture(
+        f"{kind} block {pfn:#x} of order {order} is handed out{how}. {zone.nr_free_pages} frames are free.", (pfn, order)), after)
 
 
 def _free(board: _Board, pfn: int, told: bool, ask: bool) -> Iterator[Frame]:
     """Give a block back with :func:`_free_one_page`, and show with which buddies it merges, and which one stops it."""
     zone = board.zone
     if pfn not in board.owners:
-        inside = next((f"; it is inside the block "
-            f"{start:#x}" for start, (order, _) in board.owners.items() if start < pfn < start + (1 << order)), "")
+        around = [start for start, (order, _) in board.owners.items() if start < pfn < start + (1 << order)]
+        inside = f"; it is inside the block {around[0]:#x}" if around else ""
         raise InputError(f"no block in use begins at {pfn:#x}{inside}")
     order = board.owners[pfn][0]
     before = free_lists(zone)
     _free_one_page(zone, pfn, order, zone.frames.pageblock_mt[pfn >> 9])
     after = free_lists(zone)
     final = next(size for size in range(order, TOP + 1) if zone.frames.buddy_order(pfn & -(1 << size)) == size)
-    place = "tail" if final < TOP and any(pfn & -(1 << final) == blocks[-1] and len(blocks) > 1 for (size, _),
-        blocks in after.items() if size == final) else "head"
+    listed = next(blocks for (size, _), blocks in after.items() if size == final and pfn & -(1 << final) in blocks)
+    place = "tail" if len(listed) > 1 and listed[-1] == pfn & -(1 << final) else "head"
     if told:
+        buddy = find_buddy_pfn(pfn, order)
         question = Ask(f"With how many buddies does {pfn:#x} merge before it stops?", final - order,
-                       f"It grows from order {order} to order {final}: a merge needs a buddy that is free and "
-                       f"whole.") if ask else None
-        yield board.draw(_Picture(f"free {pfn:#x}, order {order}: where is its buddy? Flip bit {order}: "
-            f"{find_buddy_pfn(pfn, order):#x}.",
-                                  (pfn, order), (pfn, find_buddy_pfn(pfn, order)), order, question), before)
+                       f"It grows from order {order} to order {final}: a merge needs a buddy that is free and whole.")
+        yield board.draw(_Picture(
+            f"free {pfn:#x}, order {order}: where is its buddy? Flip bit {order}: {buddy:#x}.",
+            (pfn, order), (pfn, buddy), order, question if ask else None), before)
     del board.owners[pfn]
     state, start = _copy(before), pfn
     if told:
         for size in range(order, final):
             buddy = find_buddy_pfn(start, size)
-            for (listed, _), blocks in state.items():
-                if listed == size and buddy in blocks:
+            for (other, _), blocks in state.items():
+                if other == size and buddy in blocks:
                     blocks.remove(buddy)
             merged = start & buddy
             yield board.draw(_Picture(
@@ -245,8 +244,10 @@ def _overview(ops: list[Operation], layout: str, seed: int, width: float) -> Fra
             break
         try:
             order = op.get("order", 0)
-            steps = _random(board, op["count"], dice) if op.verb == "random" else _alloc(board, order,
-                TYPE_NUMBERS[op.get("type", "movable")], False)
+            if op.verb == "random":
+                steps = _random(board, op["count"], dice)
+            else:
+                steps = _alloc(board, order, TYPE_NUMBERS[op.get("type", "movable")], False)
             done += sum(1 for _ in steps)
         except (Errno, KernelBug):
             continue
@@ -255,16 +256,15 @@ def _overview(ops: list[Operation], layout: str, seed: int, width: float) -> Fra
     pair = next(((pfn, find_buddy_pfn(pfn, order), order) for pfn, (order, _) in board.owners.items() if order < TOP), None)
     return board.draw(_Picture(
         f"A zone of 512 frames after {done} request{'' if done == 1 else 's'}: {len(board.owners)} blocks are in use, "
-        f"{board.zone.nr_free_pages} frames are free "
-        f"in {blocks} blocks. The number on a block is its order. Step on to see how it came to this.",
+        f"{board.zone.nr_free_pages} frames are free in {blocks} blocks. The number on a block is its order. Step on to "
+        "see how it came to this.",
         pair=pair[:2] if pair else None, order=pair[2] if pair else -1), free)
 
 
 @figure(
     "Buddy board",
-    alt="A zone of 512 page frames with its free and used blocks, the free lists by order and mobility type, and the bits of a "
-        "block's address "
-        "beside those of its buddy.",
+    alt="A zone of 512 page frames with its free and used blocks, the free lists by order and mobility type, and the bits "
+        "of a block's address beside those of its buddy.",
     params=[
         Operations("ops", DEFAULT, VERBS, label="requests"),
         Choice("layout", {"rows": "row by row", "hilbert": "Hilbert curve"}, label="map"),
@@ -278,18 +278,19 @@ def buddy_board(ops: list[Operation], layout: str, seed: int, width: float) -> I
     board = _Board(zone, layout, width)
     dice = Random(seed)
     yield _overview(ops, layout, seed, width)
-    yield board.draw(_Picture("At first all 512 frames are free, in one block of order 9 at the head of the Movable "
-        "list.", (0, TOP)), free_lists(zone))
+    yield board.draw(_Picture("At first all 512 frames are free, in one block of order 9 at the head of the Movable list.",
+                              (0, TOP)), free_lists(zone))
     asked = False
     for op in ops:
         try:
             if op.verb == "alloc":
                 yield from _alloc(board, op["order"], TYPE_NUMBERS[op.get("type", "movable")], True)
             elif op.verb == "free":
-                merges = not asked and op["pfn"] in board.owners and zone.frames.buddy_order(find_buddy_pfn(op["pfn"],
-                    board.owners[op["pfn"]][0])) >= 0
-                asked = asked or merges
-                yield from _free(board, op["pfn"], True, merges)
+                pfn = op["pfn"]
+                buddy = find_buddy_pfn(pfn, board.owners[pfn][0]) if pfn in board.owners else pfn
+                question = not asked and buddy != pfn and zone.frames.buddy_order(buddy) >= 0
+                asked = asked or question
+                yield from _free(board, pfn, True, question)
             else:
                 yield from _random(board, op["count"], dice)
         except Exception as error:

@@ -119,8 +119,8 @@ class _Story:
             Span(r.base, r.base + r.size, "free", "RAM", f"memory: {r.base:#x}-{r.base + r.size - 1:#x}") for r in phase.memory
         ])
         self.spans.append([
-            Span(run.base, run.end, "kernel" if run.who == "kernel image" else "reserved", run.who, f"{run.who}: "
-                f"{run.base:#x}-{run.end - 1:#x}, {format_bytes(run.end - run.base)}")
+            Span(run.base, run.end, "kernel" if run.who == "kernel image" else "reserved", run.who,
+                f"{run.who}: {run.base:#x}-{run.end - 1:#x}, {format_bytes(run.end - run.base)}")
             for run in phase.owners
         ])
 
@@ -173,31 +173,28 @@ class _Story:
         free = memory.nr_free_pages
         yield self.frame(
             f"One machine, six times. The firmware's map becomes {len(zones)} zone{'s' if len(zones) > 1 else ''} with "
-            f"{grouped(free)} free "
-            f"frames in {grouped(blocks)} blocks; each bar follows from the one above it.", pane=True)
-        yield self.frame(f"1. The firmware lists {len(self.spans[0])} ranges. {grouped(given // KIB)} KiB are usable RAM by its "
-            f"words.", 1)
+            f"{grouped(free)} free frames in {grouped(blocks)} blocks; each bar follows from the one above it.", pane=True)
+        yield self.frame(f"1. The firmware lists {len(self.spans[0])} ranges. {grouped(given // KIB)} KiB are usable RAM "
+                         "by its words.", 1)
         cut = given - ram
         lost = f"{grouped(cut // KIB)} KiB fewer than" if cut > 0 else "as much as"
         yield self.frame(
-            f"2. Sanitised: sorted, no overlaps. The kernel also takes page 0 and what is RAM between 640 KiB and 1 MiB. "
-            f"{grouped(ram // KIB)} KiB are "
-            f"left, {lost} the firmware called usable.", 2, newest=1)
+            "2. Sanitised: sorted, no overlaps. The kernel also takes page 0 and what is RAM between 640 KiB and 1 MiB. "
+            f"{grouped(ram // KIB)} KiB are left, {lost} the firmware called usable.", 2, newest=1)
         pages = sum(s.end - s.start for s in self.spans[2]) // PAGE_SIZE
-        yield self.frame(f"3. memblock.memory is what remains in whole frames: {grouped(pages)} of them in {len(self.spans[2])} "
-                         f"range{'s' if len(self.spans[2]) > 1 else ''}.", 3, newest=2)
+        yield self.frame(f"3. memblock.memory is what remains in whole frames: {grouped(pages)} of them in "
+                         f"{len(self.spans[2])} range{'s' if len(self.spans[2]) > 1 else ''}.", 3, newest=2)
         yield self.frame(
-            f"4. memblock.reserved is what the boot itself took, {grouped(self.reserved_bytes // KIB)} KiB: the first MiB, the "
-            f"kernel image, and, from the "
-            "top down, page tables, the memory map, per-CPU areas, hash tables.", 4, newest=3)
+            f"4. memblock.reserved is what the boot itself took, {grouped(self.reserved_bytes // KIB)} KiB: the first "
+            "MiB, the kernel image, and, from the top down, page tables, the memory map, per-CPU areas, hash tables.",
+            4, newest=3)
         yield self.frame(
             "5. Zones cut the frames by what devices can reach: below 16 MiB, below 4 GiB, the rest. "
-            + "; ".join(f"{zone.name} has {grouped(zone.present_pages)} "
-                f"present" for zone in zones) + ".", 5, newest=4, ask=self._ask())
+            + "; ".join(f"{zone.name} has {grouped(zone.present_pages)} present" for zone in zones) + ".",
+            5, newest=4, ask=self._ask())
         yield self.frame(
             f"6. Memory minus reserved, cut into the largest blocks that alignment allows: {grouped(blocks)} blocks, "
-            f"{grouped(free)} frames. "
-            "The buddy allocator serves from them.", 6, newest=5, pane=True)
+            f"{grouped(free)} frames. The buddy allocator serves from them.", 6, newest=5, pane=True)
         yield from self._closer()
 
     def _ask(self) -> Ask | None:
@@ -207,7 +204,7 @@ class _Story:
             return None
         order = self.memory.frames.buddy_order(above[0])
         return Ask("The free memory of zone DMA begins at 1 MiB, frame 0x100. Of what order is the first block there?", order,
-                   f"The lowest set bit of 0x100 is bit 8, so no larger block can begin "
+                   "The lowest set bit of 0x100 is bit 8, so no larger block can begin "
                    f"there{'' if order == 8 else '; the range ends too soon for it'}: order {order}.")
 
     def _closer(self) -> Iterator[Frame]:
@@ -218,32 +215,31 @@ class _Story:
         orders = [self.memory.frames.buddy_order(pfn) for pfn in sorted(pfn for _, _, pfn in zone.free_blocks())]
         listed = ", ".join(map(str, orders[:12])) + ("…" if len(orders) > 12 else "")
         yield self.frame(
-            f"Closer: zone DMA. {grouped(zone.present_pages)} frames are present, {grouped(zone.managed_pages)} managed: the "
-            f"first MiB stays reserved. "
-            f"From the bottom up its free blocks have the orders {listed or '(none)'}.", axis=Axis(0, end), pane=True)
+            f"Closer: zone DMA. {grouped(zone.present_pages)} frames are present, {grouped(zone.managed_pages)} managed: "
+            f"the first MiB stays reserved. From the bottom up its free blocks have the orders {listed or '(none)'}.",
+            axis=Axis(0, end), pane=True)
         odd = self.memory.frames.pageblock_mt[0]
         first = zone.start_pfn
-        words = (f"Zone DMA begins at frame {first}, in the middle of pageblock 0, so nothing marks that pageblock: it keeps "
-            f"type 0, Unmovable; "
-                 "all others begin as Movable." if first and odd == 0 else "Pageblock 0 begins with the zone, so it is Movable "
-                     "like all others.")
+        words = "Pageblock 0 begins with the zone, so it is Movable like all others."
+        if first and odd == 0:
+            words = (f"Zone DMA begins at frame {first}, in the middle of pageblock 0, so nothing marks that pageblock: it "
+                     "keeps type 0, Unmovable; all others begin as Movable.")
         hole = self.boot.e820.mapped_any(640 * KIB, MIB, E820_TYPE_RAM)
         below = max((s.end for s in self.spans[2] if s.end <= MIB), default=0)
         gap = ""
         if below and not hole:
-            gap = (f" Between memory's first range, which ends at {below:#x}, and 1 MiB there is no RAM: "
-                   "384 KiB are the hole above 640 KiB.")
+            gap = (f" Between memory's first range, which ends at {below:#x}, and 1 MiB there is no RAM: 384 KiB are the "
+                   "hole above 640 KiB.")
         ticks = (0, 640 * KIB, MIB, 2 * MIB)
         yield self.frame(f"Closer still: the first 2 MiB. {words}{gap}", axis=Axis(0, 2 * MIB), ticks=ticks, pane=True)
 
 
 @figure(
     "e820 to buddy",
-    alt="Six bars on one address axis: the firmware's map, the sanitised map, memblock's memory and reserved lists, zones, and "
-        "the free blocks "
-        "of the buddy allocator.",
-    params=[Operations("entries", DEFAULT, VERBS, label="firmware map", help="one entry a line: type, start, end (the first "
-        "address behind it)")],
+    alt="Six bars on one address axis: the firmware's map, the sanitised map, memblock's memory and reserved lists, "
+        "zones, and the free blocks of the buddy allocator.",
+    params=[Operations("entries", DEFAULT, VERBS, label="firmware map",
+                       help="one entry a line: type, start, end (the first address behind it)")],
 )
 def e820_to_buddy(entries: list[Operation], width: float) -> Iterator[Frame]:
     """Boots :class:`mmsim.machine.Machine` from the reader's map."""

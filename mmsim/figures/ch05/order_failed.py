@@ -70,9 +70,9 @@ BOXES: dict[str, str] = {
 
 #: How a request can end at a box: with a block, or without.
 EXITS = {
-    "fast_path": "a block", "first_attempt": "a block", "compact_first": "a block, or NULL", "retry": "a block, or "
-        "NULL", "reclaim": "a block",
-    "drain": "a block", "compact": "a block, or NULL", "oom": "a block, or NULL",
+    "fast_path": "a block", "first_attempt": "a block", "compact_first": "a block, or NULL",
+    "retry": "a block, or NULL", "reclaim": "a block", "drain": "a block", "compact": "a block, or NULL",
+    "oom": "a block, or NULL",
 }
 
 
@@ -138,6 +138,10 @@ class Lab:
         return State(self.zone.buddyinfo(), self.zone.nr_free_pages, roles)
 
 
+#: Columns to highlight, by line of the text.
+Marks = dict[int, list[tuple[int, int]]]
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Free blocks per order, free pages, and the roles of the frames in the excerpt."""
@@ -147,18 +151,17 @@ class State:
     roles: tuple[str, ...]
 
 
-def _gauge_lines(memory: PhysicalMemory, nr_free: list[int], order: int, free: int) -> tuple[list[str], dict[int, list[tuple[int,
-    int]]]]:
+def _gauge_lines(memory: PhysicalMemory, nr_free: list[int], order: int, free: int) -> tuple[list[str], Marks]:
     """The gauges as text, and the marks: the row of the order asked for."""
     zone = memory.nodes[0].zones[ZONE_NORMAL]
     low, high = zone.watermark[1:]
     lines = [f"free {free}  min {zone.watermark[0]}  low {low}  high {high}", "", "order blocks extfrag unusable"]
-    marks = {}
+    marks: Marks = {}
     for each, blocks in enumerate(nr_free):
         if each == order:
             marks[len(lines)] = [(0, 29)]
         lines.append(f"{each:5} {blocks:6} {format_index(fragmentation_index(nr_free, each)):>7} "
-            f"{format_index(unusable_free_index(nr_free, each)):>8}")
+                     f"{format_index(unusable_free_index(nr_free, each)):>8}")
     return lines, marks
 
 
@@ -201,8 +204,8 @@ class _Chart:
             rounds = path.count(name)
             boxes.append(Step(name, f"{text} ×{rounds}" if rounds > 1 else text, 0, row, kind, mark))
         ways = [Way(one, other, lit=(one, other) in taken) for one, other in pairwise(names)]
-        loops = {(one, other) for one,
-            other in taken if one in names and other == "retry" and names.index(one) > names.index(other)}
+        loops = {(one, other) for one, other in taken
+                 if one in names and other == "retry" and names.index(one) > names.index(other)}
         ways += [Way(one, other, "" if number else "once more", lit=True) for number, (one, other) in enumerate(sorted(loops))]
         ended = path[-1] if path and path[-1] not in BOXES else ""
         for row, name in enumerate(names):
@@ -222,18 +225,23 @@ class _Chart:
 def _words(step: SlowStep, order: int) -> str:
     """One step in a sentence that stands alone."""
     name = {
-        "fast_path": "Fast path", "wake_kswapd": "The slow path wakes", "first_attempt": "At the min "
-            "mark", "compact_first": "Compaction before reclaim",
-        "retry": f"Round {step.numbers.get('round', 1)}", "reclaim": f"Direct reclaim freed {step.numbers.get('reclaimed', 0)} "
-            f"pages",
-        "drain": "Per-CPU lists and reserves given back", "compact": "Compaction", "should_reclaim_retry": "Is another round of "
-            "reclaim worth it",
-        "should_compact_retry": "Is another round of compaction worth it", "oom": "The last resort", "failed": "The request "
-            "fails", "allocated": "Served",
+        "fast_path": "Fast path",
+        "wake_kswapd": "The slow path wakes",
+        "first_attempt": "At the min mark",
+        "compact_first": "Compaction before reclaim",
+        "retry": f"Round {step.numbers.get('round', 1)}",
+        "reclaim": f"Direct reclaim freed {step.numbers.get('reclaimed', 0)} pages",
+        "drain": "Per-CPU lists and reserves given back",
+        "compact": "Compaction",
+        "should_reclaim_retry": "Is another round of reclaim worth it",
+        "should_compact_retry": "Is another round of compaction worth it",
+        "oom": "The last resort",
+        "failed": "The request fails",
+        "allocated": "Served",
     }.get(step.name, step.name)
     verdicts = step.numbers.get("zones") or []
-    why = "; ".join(f"{v['zone']} has {grouped(v['free'])} pages free, mark {grouped(v['mark'])}: "
-        f"{v['verdict']}" for v in verdicts if v["verdict"] != "ok")
+    why = "; ".join(f"{v['zone']} has {grouped(v['free'])} pages free, mark {grouped(v['mark'])}: {v['verdict']}"
+                    for v in verdicts if v["verdict"] != "ok")
     if step.name == "wake_kswapd":
         return f"{name} {step.decision}."
     text = f"{name}: {step.decision}" + (f" ({why})" if why and step.name != "failed" else "")
@@ -242,9 +250,8 @@ def _words(step: SlowStep, order: int) -> str:
 
 @figure(
     "Why order N failed",
-    alt="A flow chart of a page allocation from the fast path to the OOM killer, lit along the decisions of a real run of the "
-        "model, beside free blocks "
-        "and fragmentation indices for every order.",
+    alt="A flow chart of a page allocation from the fast path to the OOM killer, lit along the decisions of a real run of "
+        "the model, beside free blocks and fragmentation indices for every order.",
     params=[
         Range("order", 0, 10, default=4),
         Choice("request", {name: name for name in REQUESTS}),
@@ -268,14 +275,12 @@ def why_order_failed(order: int, request: str, state: str, reclaim: bool, oom: b
     verdict = (f"order {order} is served" if end.name == "allocated" else f"order {order} fails: {end.decision}")
     meaning = "a block is there" if index == -1000 else "lack of memory" if index < 500 else "fragmentation"
     yield chart.frame(
-        f"{request}, order {order} ({4 << order} KiB), {grouped(before.free)} of {grouped(FRAMES)} frames free: {verdict}. The "
-        f"fragmentation index of this order was "
-        f"{format_index(index)}: {meaning}.", path, before)
-    ask = Ask(f"{grouped(before.free * 4)} KiB are free; the request is for {4 << order} KiB. Will it be "
-        f"served?", "yes" if end.name == "allocated" else "no",
+        f"{request}, order {order} ({4 << order} KiB), {grouped(before.free)} of {grouped(FRAMES)} frames free: "
+        f"{verdict}. The fragmentation index of this order was {format_index(index)}: {meaning}.", path, before)
+    ask = Ask(f"{grouped(before.free * 4)} KiB are free; the request is for {4 << order} KiB. Will it be served?",
+              "yes" if end.name == "allocated" else "no",
               f"In the end: {end.decision}.", choices=["yes", "no"])
-    yield chart.frame(f"{request} asks for order {order}. {grouped(before.free)} frames are "
-        f"free.", [], before, ask=ask)
+    yield chart.frame(f"{request} asks for order {order}. {grouped(before.free)} frames are free.", [], before, ask=ask)
     for number, (step, state_then) in enumerate(told, 1):
         yield chart.frame(_words(step, order), path[:number], state_then)
         if number >= 60:

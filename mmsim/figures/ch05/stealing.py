@@ -212,8 +212,8 @@ def _shot(load: Workload) -> _Shot:
 
 def _frame(shot: _Shot, before: _Shot | None, say: str, grouping: bool, width: float, ask: Ask | None = None) -> Frame:
     scene = Scene(width)
-    scene.add(_Map(shot.blocks, grouping), "map", "Pageblocks of 2 MiB", "letter: its type; number: unmovable pages in it (red: "
-        "in a Movable one)")
+    scene.add(_Map(shot.blocks, grouping), "map", "Pageblocks of 2 MiB",
+        "letter: its type; number: unmovable pages in it (red: in a Movable one)")
     names = ("requests", "of them unmovable", "pageblocks claimed", "taken without claiming", "boosts spent", "pages reclaimed")
     old = before.counts if before else shot.counts
     entries = [Entry(name, value, value - last) for name, value, last in zip(names, shot.counts, old, strict=True)]
@@ -226,9 +226,8 @@ def _frame(shot: _Shot, before: _Shot | None, say: str, grouping: bool, width: f
 
 @figure(
     "Stealing",
-    alt="A map of 32 pageblocks with the share of unmovable, movable and free pages in each, while a workload of both kinds "
-        "runs; counters say how "
-        "many blocks of order 9 could still be made.",
+    alt="A map of 32 pageblocks with the share of unmovable, movable and free pages in each, while a workload of both "
+        "kinds runs; counters say how many blocks of order 9 could still be made.",
     params=[
         Range("pressure", 0, 100, default=5, unit="%", label="unmovable requests"),
         Toggle("grouping", True, label="grouping by mobility"),
@@ -252,11 +251,11 @@ def stealing(pressure: int, grouping: bool, nofragment: bool, boost: bool, seed:
     reach = BLOCKS - last.whole
     yield _frame(last, None,
                  f"After {grouped(REQUESTS)} requests {grouped(kernel)} pages are unmovable, "
-                 f"{kernel * 100 / (BLOCKS * PAGEBLOCK_NR_PAGES):.1f} % of memory. {on.capitalize()} grouping they lie "
-                 f"in {reach} of {BLOCKS} pageblocks. Step on to watch it happen, and then the same requests {off} "
-                 f"grouping.", grouping, width)
-    yield _frame(start, None, f"At the start all {BLOCKS} pageblocks are free and " + ("Movable." if grouping else "Movable, but "
-        "every request counts as Unmovable: nothing is grouped."), grouping, width)
+                 f"{kernel * 100 / (BLOCKS * PAGEBLOCK_NR_PAGES):.1f} % of memory. {on.capitalize()} grouping they lie in "
+                 f"{reach} of {BLOCKS} pageblocks. Step on to watch it happen, and then the same requests {off} grouping.",
+                 grouping, width)
+    counts = "" if grouping else ", but every request counts as Unmovable: nothing is grouped"
+    yield _frame(start, None, f"At the start all {BLOCKS} pageblocks are free and Movable{counts}.", grouping, width)
     before = start
     for number, shot in enumerate(shots, 1):
         requests, unmovable, claimed, mixed, boosts, _ = shot.counts
@@ -264,17 +263,18 @@ def stealing(pressure: int, grouping: bool, nofragment: bool, boost: bool, seed:
         ask = None
         if number == 2 and pressure:
             total = sum(block.unmovable for block in rival.blocks)
-            ask = Ask(f"At the end {grouped(total)} pages are unmovable in the run {off} grouping, and they would fit into "
-                f"{-(-total // PAGEBLOCK_NR_PAGES)} pageblocks. In how many do they lie?",
-                      BLOCKS - rival.whole, f"One unmovable page is enough to spoil a block of order {PAGEBLOCK_ORDER}, wherever "
-                          f"it lies in the block.", unit="pageblocks")
+            ask = Ask(f"At the end {grouped(total)} pages are unmovable in the run {off} grouping, and they would fit "
+                      f"into {-(-total // PAGEBLOCK_NR_PAGES)} pageblocks. In how many do they lie?",
+                      BLOCKS - rival.whole,
+                      f"One unmovable page is enough to spoil a block of order {PAGEBLOCK_ORDER}, wherever it lies in it.",
+                      unit="pageblocks")
         yield _frame(shot, before,
                      f"{grouped(requests)} requests, {grouped(unmovable)} of them unmovable: {spoilt} "
-                     f"pageblock{'' if spoilt == 1 else 's'} hold{'s' if spoilt == 1 else ''} unmovable pages. "
-                     f"Pageblocks claimed so far: {claimed}; thefts without a claim: {mixed}; boosts that made kswapd free more: "
+                     f"pageblock{'' if spoilt == 1 else 's'} hold{'s' if spoilt == 1 else ''} unmovable pages. Pageblocks "
+                     f"claimed so far: {claimed}; thefts without a claim: {mixed}; boosts that made kswapd free more: "
                      f"{boosts}.", grouping, width, ask)
         before = shot
     yield _frame(rival, None,
-                 f"For comparison, the same requests {off} grouping: unmovable pages lie in {BLOCKS - rival.whole} of {BLOCKS} "
-                 f"pageblocks, so {rival.whole} "
-                 f"blocks of order 9 could be made instead of {last.whole}.", not grouping, width)
+                 f"For comparison, the same requests {off} grouping: unmovable pages lie in {BLOCKS - rival.whole} of "
+                 f"{BLOCKS} pageblocks, so {rival.whole} blocks of order 9 could be made instead of {last.whole}.",
+                 not grouping, width)

@@ -192,16 +192,15 @@ class _Tanks:
         scene = Scene(self.width)
         scene.row([(zone.name, self._tank(zone, alloc_flags, current), "", 1.0) for zone in self.zones], stack=False,
             gap=10 if scene.narrow else 24)
-        scene.add(_Floors(self.zones, self.caller_name), "floors", "Who is stopped where", "free pages at which a single page is "
-            "refused, on the slow path")
+        scene.add(_Floors(self.zones, self.caller_name), "floors", "Who is stopped where",
+            "free pages at which a single page is refused, on the slow path")
         return Frame(scene, say, ask=ask)
 
 
 @figure(
     "Watermark tank",
-    alt="One tank for each memory zone with its free pages against the min, low and high marks, the floor of the chosen request, "
-        "and a table of the "
-        "floors of all kinds of request.",
+    alt="One tank for each memory zone with its free pages against the min, low and high marks, the floor of the chosen "
+        "request, and a table of the floors of all kinds of request.",
     params=[
         Choice("caller", {name: name for name in CALLERS}, label="request"),
         Choice("machine", {name: name for name in MACHINES}, default="8 GiB"),
@@ -222,36 +221,36 @@ def watermark_tank(caller: str, machine: str, thp: bool, width: float) -> Iterat
     names = " → ".join(zone.name for zone in order)
     left = ", ".join(f"{grouped(zone.nr_free_pages)} in {zone.name}" for zone in order)
     yield tanks.frame(
-        f"{caller} ({one.words}) may use {names}. When it has taken all it can get, these pages are left: {left}. "
-        f"The table tells for every kind of request where it is stopped (min_free_kbytes is "
+        f"{caller} ({one.words}) may use {names}. When it has taken all it can get, these pages are left: {left}. The "
+        "table tells for every kind of request where it is stopped (min_free_kbytes is "
         f"{grouped(reserves.min_free_kbytes)}).", flags)
     for zone in order:
         zone.nr_free_pages = zone.managed_pages
     highest = gfp_zone(one.gfp_mask)
-    yield tanks.frame(f"All memory is free. The fast path asks of each zone that it stays above its low mark plus what it keeps "
-        f"from {caller}.", ALLOC_WMARK_LOW)
+    yield tanks.frame("All memory is free. The fast path asks of each zone that it stays above its low mark plus what it "
+                      f"keeps from {caller}.", ALLOC_WMARK_LOW)
     for number, zone in enumerate(order):
         floor = floor_of(zone, one, ALLOC_WMARK_LOW)
         if floor >= zone.managed_pages:
             yield tanks.frame(
-                f"{zone.name} refuses {caller} even when all of it is free: {grouped(zone.managed_pages)} pages are not more "
-                f"than low {grouped(zone.watermark[WMARK_LOW])} "
-                f"plus reserve {grouped(zone.lowmem_reserve[highest])}.", ALLOC_WMARK_LOW, zone)
+                f"{zone.name} refuses {caller} even when all of it is free: {grouped(zone.managed_pages)} pages are not "
+                f"more than low {grouped(zone.watermark[WMARK_LOW])} plus reserve {grouped(zone.lowmem_reserve[highest])}.",
+                ALLOC_WMARK_LOW, zone)
             continue
         ask = None
         if number + 1 < len(order):
             below = order[number + 1]
             answer = floor_of(below, one, ALLOC_WMARK_LOW)
             if answer < below.managed_pages:
-                ask = Ask(f"{caller} goes on in {below.name}, whose low mark is {grouped(below.watermark[WMARK_LOW])}. At how "
-                    f"many free pages does it stop there?", answer,
+                ask = Ask(f"{caller} goes on in {below.name}, whose low mark is {grouped(below.watermark[WMARK_LOW])}. At "
+                          "how many free pages does it stop there?", answer,
                           f"The low mark and the reserve against requests that could use {order[0].name}: "
-                          f"{grouped(below.watermark[WMARK_LOW])} + "
-                          f"{grouped(below.lowmem_reserve[highest])} = {grouped(answer)}.", unit="pages")
+                          f"{grouped(below.watermark[WMARK_LOW])} + {grouped(below.lowmem_reserve[highest])} = "
+                          f"{grouped(answer)}.", unit="pages")
         zone.nr_free_pages = floor
         yield tanks.frame(f"{caller} takes pages of {zone.name} until {grouped(floor)} are left: low "
-            f"{grouped(zone.watermark[WMARK_LOW])} plus reserve "
-                          f"{grouped(zone.lowmem_reserve[highest])}.", ALLOC_WMARK_LOW, zone, ask)
+                          f"{grouped(zone.watermark[WMARK_LOW])} plus reserve {grouped(zone.lowmem_reserve[highest])}.",
+                          ALLOC_WMARK_LOW, zone, ask)
     slow = "Its own floor is lower now: " + _how(flags) + "."
     if flags & ALLOC_NO_WATERMARKS:
         slow = "Nobody checks a watermark for it any more."
