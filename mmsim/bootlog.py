@@ -87,12 +87,14 @@ def boot_inputs(recording: Recording) -> BootInputs:
     messages = recording.messages()
     version = next(matching(messages, r"^Linux version (\d+\.\d+)"), None)
     command = next(matching(messages, r"^Command line: (.*)$"), None)
+    # A line of the log holds no more than 1 KiB.
+    given = recording.sections.get("/proc/cmdline", command[1] if command else "").strip("\n")
     if version is None or command is None:
         raise InputError(f"{recording.path}: the kernel log lacks its first lines (Linux version, Command line)")
     if any(matching(messages, r"^last_pfn = \S+ max_arch_pfn = 0x10000000000$")):
         raise InputError(f"{recording.path}: the kernel runs with five levels of page tables; the model has four")
     release = version[1] if version[1] in RELEASES else _nearest(version[1])
-    inputs = BootInputs(E820Table.from_dmesg("\n".join(messages)).entries, command[1], KernelImage(), Platform(),
+    inputs = BootInputs(E820Table.from_dmesg("\n".join(messages)).entries, given, KernelImage(), Platform(),
                         rules_for(release))
     inputs.image = _image(recording, messages, inputs)
     inputs.platform = _platform(recording, messages)
@@ -177,12 +179,9 @@ def _sections(recording: Recording, messages: Sequence[str], inputs: BootInputs)
         changes["decrypted"] = (end - int(decrypted[1]) * KIB, end)
     if brk:
         start, size = int(brk[1], 16), int(brk[2], 16) + 1 - int(brk[1], 16)
-        pages = 12 if size >= 12 * PAGE_SIZE else 6
+        # Three tables for four levels, four for five; twice that, or four times with KASLR of memory.
+        pages = next((pages for pages in (16, 12, 8) if size >= pages * PAGE_SIZE), 6)
         changes |= {"brk_start": start, "pgt_buf_pages": pages, "brk_other_bytes": size - pages * PAGE_SIZE}
-        # Logged only where the map does not call the image RAM throughout.
-        whole = next(matching(messages, rf"^e820: remove \[mem 0x{found['code'][0]:08x}-(0x[0-9a-f]+)\] $"), None)
-        if whole:
-            changes["brk_size"] = int(whole[1], 16) + 1 - start
     return image.replace(**changes)
 
 

@@ -7,6 +7,10 @@ from mmsim.clock import Clock
 __all__ = ["KernelLog"]
 
 
+#: LOG_LINE_MAX, 1024 less 32 for a prefix, without the end of the string and the two characters of the log level.
+LINE_MAX = 989
+
+
 class KernelLog:
     """Lines of the kernel log, each with the simulated time at which it was printed.
 
@@ -28,7 +32,7 @@ class KernelLog:
     def printk(self, text: str) -> None:
         """Append ``text``; a text of several lines becomes several entries, as on the console."""
         for line in text.split("\n"):
-            self._lines.append((self.clock.ns, line))
+            self._lines.append((self.clock.ns, line[:LINE_MAX]))
         excess = len(self._lines) - self.capacity
         if excess > self.capacity // 10:
             del self._lines[:excess]

@@ -31,6 +31,7 @@ from mmsim.physical.frames import PG, Frames
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.node import Node
 from mmsim.physical.page_alloc import PageAllocator
+from mmsim.physical.tunables import VmTunables
 from mmsim.physical.watermark import Reserves
 from mmsim.physical.zone import Zone
 from mmsim.procfs.buddyinfo import buddyinfo, extfrag_index, pagetypeinfo, unusable_index
@@ -78,6 +79,8 @@ class Machine:
         self.frames: Frames = start.memory.frames
         self.allocator: PageAllocator = start.allocator
         self.reserves: Reserves = start.reserves
+        #: /proc/sys/vm, as far as it moves watermarks.
+        self.tunables: VmTunables = start.tunables
         self.crashkernel: CrashKernel | None = boot.crashkernel
         #: The two halves of the boot, with all that they decided.
         self.setup, self.start = boot, start

@@ -54,8 +54,6 @@ class KernelImage:
     pgt_buf_pages: int = 6
     #: …and what else is taken from the .brk section (the DMI table's strings, where they are configured).
     brk_other_bytes: int = 0
-    #: The whole .brk section, of which what nobody takes is given back; 0: estimated from its known parts.
-    brk_size: int = 0
     #: Where __end_of_kernel_reserve is, if not at the end of .bss.
     brk_start: int = 0
     #: The trampoline that starts the other CPUs in real mode, in whole pages, below 1 MiB.
@@ -116,7 +114,7 @@ class KernelImage:
         somebody takes them.
         """
         shares = 64 * KIB + self.pgt_buf_pages * PAGE_SIZE + (64 * KIB if self.brk_other_bytes else 0)
-        return align_up(self.end + (self.brk_size or shares), PAGE_SIZE)
+        return align_up(self.end + shares, PAGE_SIZE)
 
     @property
     def gaps(self) -> tuple[tuple[str, int, int], ...]:

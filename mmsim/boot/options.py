@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from mmsim.boot.zones import CoreOptions
@@ -41,6 +42,8 @@ class BootOptions:
     hashdist: bool = True
     #: Buckets asked for by dhash_entries= and ihash_entries=, by the name of the table.
     hash_entries: dict[str, int] = field(default_factory=dict)
+    #: Settings of /proc/sys/vm: (name, value) of every ``sysctl.vm.name=value``.
+    sysctls: list[tuple[str, str]] = field(default_factory=list)
     #: Options for init, as the kernel lists them: first those without a value, then those with one.
     unknown: list[str] = field(default_factory=list)
 
@@ -82,6 +85,8 @@ class BootOptions:
                 options.hashdist = value != "0"
             elif name in _HASH_OPTIONS and value.isdigit():
                 options.hash_entries[_HASH_OPTIONS[name]] = int(value)
+            elif re.match(r"sysctl[./]vm[./]", name):
+                options.sysctls.append((name[len("sysctl.vm."):], value))
             unknown = name in unknown_names if unknown_names is not None else name not in KNOWN_OPTIONS and "." not in name
             if unknown:
                 (settings if equals else flags).append(word)

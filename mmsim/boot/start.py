@@ -20,11 +20,12 @@ from mmsim.constants import (
     ZONE_MOVABLE,
     ZONE_NAMES,
 )
-from mmsim.errors import KernelPanic
+from mmsim.errors import Errno, KernelPanic
 from mmsim.physical.frames import PG
 from mmsim.physical.free import init_cma_reserved_pageblock
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.page_alloc import PageAllocator
+from mmsim.physical.tunables import VmTunables
 from mmsim.physical.vmstat import calculate_normal_threshold, percpu_drift_mark
 from mmsim.physical.watermark import Reserves, calculate_totalreserve_pages, zone_batchsize, zone_highsize
 from mmsim.physical.zonelist import build_node_orders, build_zonelists, fallback_order_line
@@ -56,6 +57,8 @@ class StartKernel:
         #: Nodes whose struct pages are finished later, by a thread each.
         self.deferred: list[DeferredInit] = []
         self.reserves = Reserves([node.zones for node in self.memory.nodes.values()])
+        #: /proc/sys/vm, as far as it moves watermarks.
+        self.tunables = VmTunables(self.reserves, self._after_wmarks)
         #: Frames of top-level page tables for vmalloc, allocated as soon as the buddy allocator can.
         self.vmalloc_tables: list[int] = []
         self.totalcma_pages = boot.cma[1] // PAGE_SIZE
@@ -246,7 +249,8 @@ class StartKernel:
         for zone in self.memory.zones():
             batch = max(1, zone_batchsize(zone.managed_pages))
             local = len(self.memory.nodes[zone.nid].cpus)
-            high = zone_highsize(zone.watermark[WMARK_LOW], zone.managed_pages, batch, local, self.memory.nr_cpus)
+            high = zone_highsize(zone.watermark[WMARK_LOW], zone.managed_pages, batch, local, self.memory.nr_cpus,
+                                 self.tunables.high_fraction)
             for pageset in zone.pageset:
                 pageset.high, pageset.batch = high, batch
 
@@ -260,14 +264,41 @@ class StartKernel:
         """
         self.reserves.init_per_zone_wmark_min()
         self._after_wmarks()
+        self.refresh_zone_stat_thresholds()
+
+    def refresh_zone_stat_thresholds(self) -> None:
+        """How far the counters of each CPU may lag. 5.17: mm/vmstat.c, refresh_zone_stat_thresholds().
+
+        It is called when a CPU comes up, too: then the zones have no marks yet, so that every zone gets a drift mark, and
+        keeps it, for later calls set it only where it is needed.
+        """
+        cpus = self.memory.nr_cpus
         for zone in self.memory.zones():
-            cpus = self.memory.nr_cpus
             zone.stat_threshold = calculate_normal_threshold(zone.managed_pages, cpus)
             zone.percpu_drift_mark = percpu_drift_mark(
-                zone.watermark[0], zone.watermark[1], zone.watermark[2], zone.stat_threshold, cpus)
+                zone.watermark[0], zone.watermark[1], zone.watermark[2], zone.stat_threshold, cpus) or zone.percpu_drift_mark
+
+    def kswapd_first_sleep(self) -> None:
+        """Each kswapd starts, finds nothing to do, and sets the thresholds of zones with a drift mark before it sleeps.
+
+        5.17: mm/vmscan.c, kswapd_try_to_sleep(); mm/vmstat.c, set_pgdat_percpu_threshold().
+        """
+        for zone in self.memory.zones():
+            if zone.percpu_drift_mark:
+                zone.stat_threshold = calculate_normal_threshold(zone.managed_pages, self.memory.nr_cpus)
+
+    def sysctl_args(self) -> None:
+        """``sysctl.vm.…=`` on the command line. 5.17: fs/proc/proc_sysctl.c, do_sysctl_args()."""
+        for name, value in self.boot.options.sysctls:
+            if name in VmTunables.NAMES:
+                try:
+                    self.tunables.write(name, value)
+                except Errno:
+                    self._printk(f"Failed to set sysctl parameter 'vm.{name}={value}': invalid value")
 
     def _after_wmarks(self) -> None:
         self.set_pageset()
+        self.memory.watermark_boost_factor = self.tunables.watermark_boost_factor
         for node in self.memory.nodes.values():
             node.totalreserve_pages = calculate_totalreserve_pages(node.zones)
 
@@ -280,6 +311,8 @@ class StartKernel:
         uniprocessor = boot.platform.online_limit == 1 or boot.platform.nr_cpus - boot.platform.hotplug_cpus <= 1
         if not uniprocessor or boot.platform.nr_cpus == 1:
             self._free("SMP alternatives", *image.smp_locks)
+        if self.memory.nr_cpus > 1:
+            self.refresh_zone_stat_thresholds()
         for work in self.deferred:
             pages = work.run(self.memory)
             self._printk(f"node {work.nid} deferred pages initialised in 0ms")
@@ -294,6 +327,8 @@ class StartKernel:
             self._after_wmarks()
         boot.e820.ram_buffers()
         self.free_boot_memory()
+        self.kswapd_first_sleep()
+        self.sysctl_args()
 
     def init_cma(self) -> None:
         """Movable pages may use the contiguous area now. 5.17: mm/cma.c, cma_init_reserved_areas()."""

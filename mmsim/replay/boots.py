@@ -34,6 +34,7 @@ from pathlib import Path
 from mmsim.bootlog import BootInputs, boot_inputs
 from mmsim.errors import KernelError
 from mmsim.machine import Machine
+from mmsim.physical.tunables import VmTunables
 from mmsim.recorded import (
     Recording,
     ZoneInfo,
@@ -144,6 +145,15 @@ def _meminfo(recording: Recording, machine: Machine) -> Iterator[Check]:
     yield same("meminfo: DirectMap4k + DirectMap2M + DirectMap1G in kB", mapped(recorded), mapped(model))
 
 
+def _tunables(recording: Recording, machine: Machine) -> Iterator[Check]:
+    for name in VmTunables.NAMES:
+        text = recording.sections.get(f"/proc/sys/vm/{name}")
+        if text is not None:
+            # Zone Device, which the model leaves out, has a ratio, too.
+            model = machine.tunables.read(name).split()
+            yield same(f"/proc/sys/vm/{name}", text.split()[:len(model)], model)
+
+
 def _iomem(recording: Recording, machine: Machine) -> Iterator[Check]:
     recorded = parse_iomem(recording.section("/proc/iomem"))
     if all(entry.end == 1 for entry in recorded):
@@ -205,4 +215,5 @@ def boot_recording(path: Path) -> Iterator[Check]:
     yield from _zones(recording, machine)
     yield from _meminfo(recording, machine)
     yield from _iomem(recording, machine)
+    yield from _tunables(recording, machine)
     yield from _free_lists(recording, machine)
