@@ -16,9 +16,10 @@ from mmsim.constants import MAX_ORDER, MIGRATE_MOVABLE, PAGEBLOCK_NR_PAGES, PAGE
 from mmsim.physical.frames import PG
 from mmsim.physical.free import free_pages, free_pages_core
 from mmsim.physical.memory import PhysicalMemory
+from mmsim.physical.zone import Zone
 from mmsim.units import PAGE_SIZE, align_down, align_up, ctz, pfn_down, pfn_up
 
-__all__ = ["DeferredInit", "blocks_of", "first_deferred_pfn", "memblock_free_all", "free_reserved_area"]
+__all__ = ["DeferredInit", "blocks_of", "first_deferred_pfn", "memblock_free_all", "memblock_discard", "free_reserved_area"]
 
 
 def blocks_of(start_pfn: int, end_pfn: int) -> Iterator[tuple[int, int]]:
@@ -81,6 +82,22 @@ class DeferredInit:
         self.ranges[:1] = [(stop, end)] if stop < end else []
         return stop - start
 
+    def grow(self, memory: PhysicalMemory, zone: Zone, order: int) -> bool:
+        """Hand over a section or two at once, as a request cannot wait for the thread; return whether there was any.
+
+        5.17: mm/page_alloc.c, deferred_grow_zone().
+        """
+        if zone.end_pfn != memory.nodes[self.nid].end_pfn or not self.ranges:
+            return False
+        needed, done = align_up(1 << order, PAGES_PER_SECTION), 0
+        while self.ranges:
+            before = self.ranges[0][0]
+            done += self.step(memory)
+            after = self.ranges[0][0] if self.ranges else before
+            if before // PAGES_PER_SECTION != after // PAGES_PER_SECTION and done >= needed:
+                break
+        return True
+
     def run(self, memory: PhysicalMemory) -> int:
         """Hand over all that is left; return how many frames."""
         done = 0
@@ -130,6 +147,19 @@ def memblock_free_all(memory: PhysicalMemory, memblock: Memblock, layout: ZoneLa
             pages += 1 << order
     memblock.clear_hotplug(0, (1 << 64) - 1)
     return pages, [later[nid] for nid in sorted(later)]
+
+
+def memblock_discard(memory: PhysicalMemory, memblock: Memblock) -> int:
+    """Free the arrays of memblock that had to grow, now that nobody asks it any more; return how many frames.
+
+    5.17: mm/memblock.c, memblock_discard(), memblock_free_late().
+    """
+    pages = 0
+    for base, size in memblock.discard():
+        for pfn in range(pfn_up(base), pfn_down(base + size)):
+            free_pages_core(memory, pfn, 0)
+            pages += 1
+    return pages
 
 
 def free_reserved_area(memory: PhysicalMemory, start: int, end: int, name: str, printk: Callable[[str], None]) -> int:

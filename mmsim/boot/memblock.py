@@ -255,6 +255,20 @@ class Memblock(MemblockMap):
                 raise KernelBug("memblock_double_array: no room to reserve the new array")
         return True
 
+    def discard(self) -> list[tuple[int, int]]:
+        """Give up the arrays that had to grow: (address, bytes) of each that memblock itself found room for.
+
+        The lists go on to be readable here. 5.17: mm/memblock.c, memblock_discard().
+        """
+        given = []
+        for regions in (self.reserved, self.memory):
+            array, self.array_at[regions.name] = self.array_at[regions.name], None
+            if array is not None and self.is_reserved(array):
+                size = align_up(regions.max * SIZEOF_MEMBLOCK_REGION, PAGE_SIZE)
+                self._log_range("memblock_free_late", array, size, "memblock_discard")
+                given.append((array, size))
+        return given
+
     def _find_in_range(self, start: int, end: int, size: int, align: int) -> int:
         """A free range on any node, mirrored if possible (5.17: mm/memblock.c, memblock_find_in_range())."""
         flags = MEMBLOCK_MIRROR if self.has_mirror else MEMBLOCK_NONE

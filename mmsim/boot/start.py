@@ -6,7 +6,7 @@ frees.
 
 from __future__ import annotations
 
-from mmsim.boot.handover import DeferredInit, free_reserved_area, memblock_free_all
+from mmsim.boot.handover import DeferredInit, free_reserved_area, memblock_discard, memblock_free_all
 from mmsim.boot.hash import EARLY_HASHES, LargeHash, hash_line, large_system_hash
 from mmsim.boot.percpu import PerCpuLayout, build_alloc_info, embed_first_chunk, page_first_chunk
 from mmsim.boot.setup import Boot
@@ -28,6 +28,7 @@ from mmsim.physical.page_alloc import PageAllocator
 from mmsim.physical.tunables import VmTunables
 from mmsim.physical.vmstat import calculate_normal_threshold, percpu_drift_mark
 from mmsim.physical.watermark import Reserves, calculate_totalreserve_pages, zone_batchsize, zone_highsize
+from mmsim.physical.zone import Zone
 from mmsim.physical.zonelist import build_node_orders, build_zonelists, fallback_order_line
 from mmsim.units import KIB, MIB, PAGE_SIZE, align_up, pages_to_kib, pfn_down, roundup_pow_of_two
 
@@ -200,6 +201,8 @@ class StartKernel:
         self.boot.driver_requests("swiotlb_init")
         self.boot.provenance.phase = "buddy"
         self.totalram_pages, self.deferred = memblock_free_all(self.memory, self.memblock, self.boot.layout, self.boot.deferred)
+        if self.deferred:
+            self.memory.deferred_grow_zone = self._deferred_grow_zone
         self.boot.note("buddy", "memblock_free_all", f"{self.memory.nr_free_pages} free frames are in the buddy allocator's lists now.")
         self.preallocate_vmalloc_pages()
         self._printk(self.memory_line())
@@ -214,6 +217,9 @@ class StartKernel:
         order = max(align_up(size, PAGE_SIZE) // PAGE_SIZE - 1, 0).bit_length()
         pfn = self.allocator.alloc_pages(GFP_KERNEL, order, nid if nid in self.memory.nodes else None)
         return 0 if pfn is None else pfn * PAGE_SIZE
+
+    def _deferred_grow_zone(self, zone: Zone, order: int) -> bool:
+        return any(work.grow(self.memory, zone, order) for work in self.deferred if work.nid == zone.nid)
 
     def preallocate_vmalloc_pages(self) -> None:
         """One page table for each top-level entry of the vmalloc area, so that all processes share them from the start.
@@ -317,6 +323,8 @@ class StartKernel:
             pages = work.run(self.memory)
             self._printk(f"node {work.nid} deferred pages initialised in 0ms")
             boot.note("buddy", "deferred_init_memmap", f"Node {work.nid} gets its other {pages} free frames.")
+        self.memory.deferred_grow_zone = None
+        memblock_discard(self.memory, self.memblock)
         self.init_cma()
         self.init_per_zone_wmark_min()
         boot.note("buddy", "init_per_zone_wmark_min", "The zones have their watermarks.")

@@ -165,7 +165,7 @@ class AddressBar:
                 else:
                     middle = top + self.thick / 2 + 4
                     scene.text(
-                        f"{name}.name", left - 12, middle, bar.name, "small", "muted", "end", indent - 12, bar.tip
+                        f"{name}.name", left - 12, middle, bar.name, "small", "muted", "end", indent - 11.9, bar.tip
                     )
             first_bar = first_bar if number else top
             scene.rect(f"{name}.bed", left, top, room, self.thick, "panel")

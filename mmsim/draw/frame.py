@@ -82,7 +82,8 @@ class Frame:
             raise ValueError(f"not a page of the book: {more[1]!r}")
         self.more = more
         self.scene = scene.copy()
-        self.say = " ".join(say.split())
+        # Line breaks of the source go; no-break spaces within a number stay.
+        self.say = re.sub(r"[ \t\n]+", " ", say).strip()
         self.event = dict(event) if isinstance(event, Mapping) else event
         self.ask = ask
 

@@ -39,13 +39,14 @@ class Ledger:
         rows = -(-len(self.entries) // columns)
         room = (width - 28 * (columns - 1)) / columns
         step = 21.0
+        deltas = [f"{entry.delta:+,}".replace(",", "\u202f").replace("-", "−") if entry.delta else "" for entry in self.entries]
+        aside = max([58 if room > 200 else 48, *(text_width(delta, "small") + 14 for delta in deltas)])
         for number, entry in enumerate(self.entries):
             column, row = divmod(number, rows)
             left, top = x + column * (room + 28), y + row * step
             name = f"{key}/{entry.name}"
             value = entry.value if isinstance(entry.value, str) else grouped(entry.value)
-            delta = f"{entry.delta:+,}".replace(",", "\u202f").replace("-", "−") if entry.delta else ""
-            right = left + room - 58 if room > 200 else left + room - 48
+            delta, right = deltas[number], left + room - aside
             if delta:
                 wide = text_width(delta, "small") + 8
                 scene.rect(f"{name}.mark", right + 6, top + 2, wide, 17, "mark", rx=2)

@@ -101,7 +101,7 @@ def get_page_from_freelist(memory: PhysicalMemory, gfp_mask: int, order: int, al
     worth more than unmixed pageblocks; so it does after the last zone. An urgent high-order request reserves the
     pageblock it was served from.
 
-    5.17: mm/page_alloc.c, get_page_from_freelist(). Left out: cpusets, node_reclaim(), deferred memory, and the dirty
+    5.17: mm/page_alloc.c, get_page_from_freelist(). Left out: cpusets, node_reclaim(), and the dirty
     limit of a node (``spread_dirty_pages``), which comes with writeback.
     """
     highest_zoneidx, nodemask = context.highest_zoneidx, context.nodemask
@@ -119,8 +119,12 @@ def get_page_from_freelist(memory: PhysicalMemory, gfp_mask: int, order: int, al
             if not alloc_flags & ALLOC_NO_WATERMARKS:
                 mark = zone.watermark[alloc_flags & ALLOC_WMARK_MASK] + zone.watermark_boost
                 if not zone_watermark_fast(zone, order, mark, highest_zoneidx, alloc_flags, gfp_mask):
-                    continue
+                    # While the machine boots, the zone may have memory that nobody has looked at yet.
+                    if memory.deferred_grow_zone is None or not memory.deferred_grow_zone(zone, order):
+                        continue
             pfn = rmqueue(preferred, zone, order, gfp_mask, alloc_flags, context.migratetype)
+            while pfn is None and memory.deferred_grow_zone is not None and memory.deferred_grow_zone(zone, order):
+                pfn = rmqueue(preferred, zone, order, gfp_mask, alloc_flags, context.migratetype)
             if pfn is None:
                 continue
             prep_new_page(memory.frames, pfn, order, bool(gfp_mask & _GFP_COMP))

@@ -62,6 +62,9 @@ class PhysicalMemory:
         #: Hook: called with (zone, gfp_flags, order, highest_zoneidx) when the allocator wants kswapd to run.
         self.wakeup_kswapd: Callable[[Zone, int, int, int], None] = _no_kswapd
 
+        #: Hook, while struct pages are still missing: called with (zone, order) when a zone cannot serve; True: it grew.
+        self.deferred_grow_zone: Callable[[Zone, int], bool] | None = None
+
     def add_node(self, nid: int, start_pfn: int = 0, spanned: int = 0, present: int = 0) -> Node:
         """Create a node with its (empty) zones. Raise InputError if there is one of that id."""
         if nid in self.nodes:

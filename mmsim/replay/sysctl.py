@@ -84,7 +84,7 @@ def marks(path: Path) -> Iterator[Check]:
             except Errno:
                 refused = 1
             yield same(f"{what}: refused", int(written[3]), refused)
-        elif what.startswith("thp ") and not what.endswith("s"):
+        elif re.fullmatch(r"thp \w+", what):
             reserves.set_recommended_min_free_kbytes(what != "thp never")
         for name in VmTunables.NAMES[:4] if what != "boot" else ():
             yield same(f"{what}: {name}", state[name].split(), knobs.read(name).split())

@@ -1,0 +1,1 @@
+"""Processes: their address spaces, and the system calls that change them."""
