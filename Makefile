@@ -28,7 +28,7 @@ test: site
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-sanitize-with tests/book/nbval.cfg $(ARGS)
 
 lab: setup
-	@cd book && ../$(PY) -m jupyter lab
+	@cd book && ../$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: site
 	@$(PY) -m benchmarks

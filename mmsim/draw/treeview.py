@@ -31,7 +31,9 @@ class TreeView:
         self.root, self.indented = root, indented
 
     def _need(self, node: Node) -> float:
-        own = text_width(node.label, "small") + 14
+        # The word stands beside the line, on one side of the node's middle.
+        beside = 2 * (text_width(node.word, "small") + 8) if node.word else 0
+        own = max(text_width(node.label, "small") + 14, beside)
         return max(own, sum(self._need(child) for child in node.children) + 10 * (len(node.children) - 1))
 
     def draw(self, scene: Scene, key: str, x: float, y: float, width: float) -> float:

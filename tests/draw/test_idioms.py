@@ -287,3 +287,18 @@ def test_a_line_too_long_for_a_phone_loses_blanks_before_it_folds_and_no_word() 
 def test_an_impossible_axis_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError):
         bad()
+
+
+@pytest.mark.parametrize("width", [344, 720])
+def test_a_large_change_in_a_ledger_stays_on_the_sheet(width: int) -> None:
+    scene = Scene(width)
+    scene.add(Ledger([Entry("free", 1_000_000_000, -999_999_999), Entry("used", 1, 1)]), "ledger")
+    for key, shape in scene.shapes.items():
+        if key.endswith(".mark"):
+            assert shape["x"] + shape["w"] <= width
+
+
+def test_the_name_of_an_address_bar_is_not_cut() -> None:
+    scene = Scene(720)
+    scene.add(AddressBar([Bar("memblock, memory", []), Bar("x", [])], Axis(0, 1 << 20)), "bar")
+    assert "memblock, memory" in [shape.get("s") for shape in scene.shapes.values()]
