@@ -324,7 +324,6 @@ PUD_SHIFT = 30
 PGDIR_SHIFT = 39                    # 4-level paging; 48 with 5 levels, where P4D_SHIFT is 39
 PTRS_PER_PTE = PTRS_PER_PMD = PTRS_PER_PUD = PTRS_PER_PGD = 512
 _PHYSICAL_MASK_SHIFT = 52
-TASK_SIZE_MAX = (1 << 47) - 4096    # the last page of the lower half is withheld (SYSRET, see page_64.h)
 _START_KERNEL_map = 0xFFFF_FFFF_8000_0000
 _PAGE_OFFSET_BASE_L4 = 0xFFFF_8880_0000_0000
 
@@ -353,10 +352,3 @@ PM_UFFD_WP = 1 << 57
 PM_FILE = 1 << 61
 PM_SWAP = 1 << 62
 PM_PRESENT = 1 << 63
-
-# -- protections of an area: include/linux/mm.h ---------------------------------------------------------------
-VM_NONE = 0
-VM_READ = 1
-VM_WRITE = 2
-VM_EXEC = 4
-VM_SHARED = 8

@@ -52,7 +52,7 @@ from mmsim.units import PAGE_SHIFT, U64_MAX
 __all__ = [
     "PAGE_SOFT_DIRTY", "PAGE_NONE", "PAGE_SHARED", "PAGE_SHARED_EXEC", "PAGE_COPY", "PAGE_COPY_EXEC", "PAGE_READONLY",
     "PAGE_READONLY_EXEC", "PAGE_KERNEL", "PAGE_KERNEL_EXEC", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "PROTECTION_MAP",
-    "SwapEntry", "describe", "is_migration_entry", "is_swap_pte", "kind", "mk_pte", "pfn_pmd", "pfn_pte", "pfn_pud",
+    "SwapEntry", "describe", "is_migration_entry", "is_swap_pte", "kind", "mk_pte", "pfn_pmd", "pfn_pte", "pfn_pud", "pfn_word",
     "pmd_bad", "pmd_large", "pmd_mkhuge", "pmd_modify", "pmd_present", "pmd_trans_huge", "pte_clear_flags",
     "pte_clear_soft_dirty", "pte_dirty", "pte_exec", "pte_flags", "pte_mkclean", "pte_mkdirty", "pte_mkexec",
     "pte_mkold", "pte_mkspecial", "pte_mkwrite", "pte_mkyoung", "pte_modify", "pte_none", "pte_pfn", "pte_pkey",
@@ -108,7 +108,8 @@ def _inverted(word: int) -> bool:
     return word != 0 and not word & _PAGE_PRESENT
 
 
-def _pfn_word(pfn: int, prot: int, mask: int) -> int:
+def pfn_word(pfn: int, prot: int, mask: int) -> int:
+    """A frame number under ``mask``, inverted if the protection is not present, with the protection."""
     frame = pfn << PAGE_SHIFT
     return (~frame if _inverted(prot) else frame) & mask | prot
 
@@ -121,17 +122,17 @@ def pfn_pte(pfn: int, prot: int) -> int:
     >>> hex(pfn_pte(0x12345, PAGE_NONE))                       # inverted: bit 8 instead of P
     '0xfffffedcba120'
     """
-    return _pfn_word(pfn, prot, PTE_PFN_MASK)
+    return pfn_word(pfn, prot, PTE_PFN_MASK)
 
 
 def pfn_pmd(pfn: int, prot: int) -> int:
     """The word of a 2 MiB page; ``prot`` contains PSE (see :func:`pmd_mkhuge`). 5.17: pfn_pmd()."""
-    return _pfn_word(pfn, prot, _PFN_MASK[2])
+    return pfn_word(pfn, prot, _PFN_MASK[2])
 
 
 def pfn_pud(pfn: int, prot: int) -> int:
     """The word of a 1 GiB page (5.17: pfn_pud())."""
-    return _pfn_word(pfn, prot, _PFN_MASK[3])
+    return pfn_word(pfn, prot, _PFN_MASK[3])
 
 
 #: The kernel's mk_pte() takes a struct page where pfn_pte() takes its number.
