@@ -178,6 +178,22 @@ class UniqueIds(SphinxPostTransform):
                 node["ids"] = []
 
 
+class LinkedSources(SphinxPostTransform):
+    """Make the addresses in bibliography entries links: BibTeX notes are plain text."""
+
+    default_priority = 900              # after sphinxcontrib-bibtex has written its entries
+
+    def run(self, **kwargs: Any) -> None:
+        for citation in self.document.findall(nodes.citation):
+            for text in list(citation.findall(nodes.Text)):
+                if isinstance(text.parent, nodes.reference) or "://" not in text:
+                    continue
+                parts: list[nodes.Node] = []
+                for number, piece in enumerate(re.split(r"(https?://[^\s<>]*[^\s<>.,;)])", str(text))):
+                    parts.append(nodes.reference("", piece, refuri=piece, internal=False) if number % 2 else nodes.Text(piece))
+                text.parent.replace(text, parts)
+
+
 # -- formulas -------------------------------------------------------------------------------------------------
 
 def _mathml(source: str, block: bool) -> str:
@@ -199,6 +215,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.add_post_transform(FigureLinks)
     app.add_post_transform(UniqueIds)
+    app.add_post_transform(LinkedSources)
     app.connect("config-inited", drop_thebe, priority=1)
     app.connect("builder-inited", prepare_static)
     app.connect("builder-inited", add_assets)
