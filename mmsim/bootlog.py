@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from mmsim.boot.e820 import E820Entry, E820Table
 from mmsim.boot.image import AcpiTable, DriverRequest, KernelImage, Platform, SratMemory
+from mmsim.config import Config
 from mmsim.constants import MAX_PHYSMEM_BITS, SECTION_SIZE_BITS
 from mmsim.errors import InputError
 from mmsim.recorded import Recording, matching, parse_iomem
@@ -67,6 +68,7 @@ class BootInputs:
     image: KernelImage
     platform: Platform
     rules: Rules
+    config: Config = Config()
     #: What could not be read and was assumed instead, in words.
     assumed: list[str] = field(default_factory=list)
 
@@ -98,6 +100,8 @@ def boot_inputs(recording: Recording) -> BootInputs:
                         rules_for(release))
     inputs.image = _image(recording, messages, inputs)
     inputs.platform = _platform(recording, messages)
+    types = recording.sections.get("/proc/pagetypeinfo")
+    inputs.config = Config(cma=types is None or " CMA " in types)
     return inputs
 
 
@@ -125,6 +129,9 @@ def _image(recording: Recording, messages: Sequence[str], inputs: BootInputs) ->
     roots = size_of("sparse_init")
     if roots:
         changes["sizeof_mem_section"] = PAGE_SIZE // ((1 << MAX_PHYSMEM_BITS - SECTION_SIZE_BITS) // (roots // 8))
+    elif not requests:
+        # Not logged. With CONFIG_PAGE_EXTENSION, which page_owner brings, the structure has two words more.
+        changes["sizeof_mem_section"] = 32 if any(matching(messages, "^page_owner is ")) else 16
     usemap = next((r for r in requests if r.caller == "sparse_init_nid" and r.function == "memblock_alloc_try_nid"), None)
     memmap = next((r for r in requests if r.function == "memblock_alloc_exact_nid_raw"), None)
     if usemap and memmap:
@@ -144,6 +151,7 @@ def _image(recording: Recording, messages: Sequence[str], inputs: BootInputs) ->
     changes["deferred_struct_page_init"] = any(matching(messages, r"^node \d+ deferred pages initialised"))
     changes["hibernation"] = any(matching(messages, r"^PM: hibernation: Registered nosave"))
     changes["numa_emulation"] = not any(matching(messages, r"^Malformed early option 'numa'"))
+    changes["zone_device"] = any(matching(messages, r"^  Device +(\[mem|empty)"))
     changes["dma_cma"] = any(matching(messages, r"^cma: "))
     changes["unknown_options"] = _unknown_names(messages)
     changes["driver_requests"] = _driver_requests(messages)
@@ -182,6 +190,9 @@ def _sections(recording: Recording, messages: Sequence[str], inputs: BootInputs)
         # Three tables for four levels, four for five; twice that, or four times with KASLR of memory.
         pages = next((pages for pages in (16, 12, 8) if size >= pages * PAGE_SIZE), 6)
         changes |= {"brk_start": start, "pgt_buf_pages": pages, "brk_other_bytes": size - pages * PAGE_SIZE}
+    elif any(matching(messages, "^DMI: ")):
+        changes["brk_other_bytes"] = PAGE_SIZE
+        inputs.assumed.append("one page of .brk for DMI strings (memblock's calls are not in the log)")
     return image.replace(**changes)
 
 
@@ -249,7 +260,8 @@ def _platform(recording: Recording, messages: Sequence[str]) -> Platform:
     if any(table.name == "SLIT" for table in tables):
         platform = platform.replace(distances=_distances(recording.command, max([a.nid for a in srat] + list(cpu_to_node)) + 1))
     meminfo = recording.sections.get("/proc/meminfo", "")
-    return platform.replace(gbpages="DirectMap1G" in meminfo)
+    # The log says so only where early parameters are shown; /proc/meminfo has the line wherever the CPU has such pages.
+    return platform.replace(gbpages="DirectMap1G" in meminfo or any(matching(messages, r"^Using GB pages for direct mapping")))
 
 
 def _initrd(messages: Sequence[str]) -> tuple[int, int] | None:

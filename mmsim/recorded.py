@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from pathlib import Path
 from mmsim.errors import InputError
 
 __all__ = [
-    "Recording", "read_recording", "kernel_messages", "strip_kernel_lines",
+    "Recording", "read_recording", "read_snapshot", "kernel_messages", "strip_kernel_lines",
     "ZoneInfo", "BuddyRow", "PageTypeInfo", "IomemRange",
     "parse_zoneinfo", "parse_buddyinfo", "parse_pagetypeinfo", "parse_meminfo", "parse_vmstat", "parse_iomem",
 ]
@@ -54,6 +55,26 @@ class Recording:
     def messages(self) -> list[str]:
         """The kernel's messages up to the scenario, without their times."""
         return kernel_messages(self.console)
+
+
+def read_snapshot(path: str | Path) -> Recording:
+    """Read an archive of dmesg (without times) and files of /proc, each named as in /proc with ``.txt`` behind.
+
+    Raise InputError for an archive that cannot be read, or that has no dmesg.
+    """
+    name, texts = str(path), {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                if content is not None:
+                    texts[Path(member.name).stem] = content.read().decode("utf-8", "replace")
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise InputError(f"{name}: cannot be read, or truncated: {error}") from error
+    if "dmesg" not in texts:
+        raise InputError(f"{name}: the archive holds no dmesg.txt")
+    console = "".join(f"[    0.000000] {line}\n" for line in texts.pop("dmesg").splitlines())
+    return Recording(name, "", "snapshot", console, {f"/proc/{title}": text for title, text in texts.items()})
 
 
 def strip_kernel_lines(text: str) -> str:

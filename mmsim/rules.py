@@ -40,6 +40,18 @@ class Rules:
     node_min_size: bool = True
     #: crashkernel=range:size compares the amount of RAM rounded up to 128 MiB instead of the exact total (6.1).
     crashkernel_rounds_up: bool = False
+    #: mremap() of an address with nothing mapped returns +14 instead of -EFAULT (until 5.19).
+    mremap_positive_efault: bool = True
+    #: mremap() that grows an area in place joins it with the area it then touches (in 6.1).
+    mremap_growth_merges: bool = False
+    #: mremap(MREMAP_DONTUNMAP) leaves the emptied area its page offset instead of resetting it (until 6.1's stable updates).
+    mremap_dontunmap_keeps_pgoff: bool = True
+    #: mlock2(MLOCK_ONFAULT) fails on an inaccessible area, as mlock() does (5.17; not in 6.1).
+    mlock_onfault_needs_access: bool = True
+    #: mmap() looks at the following area first, and asks whether the preceding one fits to that (in 6.1, not in 6.12).
+    mmap_merges_next_first: bool = False
+    #: brk() may join the heap with the area above it (5.17; not in 6.1).
+    brk_merges_next: bool = True
 
     def replace(self, **changes: object) -> "Rules":
         """These rules with single behaviours changed. Raise InputError for a name that is no rule."""
@@ -61,4 +73,7 @@ def rules_for(release: str = "5.17") -> Rules:
     since_6_12 = release in ("6.12", "6.18")
     return Rules(release=release, memblock_single_pass=since_6_1, movable_zone_within_node=since_6_1, huge_vmalloc=since_6_1,
                  memblock_merges_locally=since_6_12, memblock_full_array_panics=since_6_12, crashkernel_rounds_up=since_6_1,
-                 memoryless_nodes_early=since_6_1, node_min_size=not since_6_1)
+                 memoryless_nodes_early=since_6_1, node_min_size=not since_6_1,
+                 mremap_positive_efault=not since_6_1, mremap_growth_merges=since_6_1,
+                 mremap_dontunmap_keeps_pgoff=not since_6_1, mlock_onfault_needs_access=not since_6_1,
+                 mmap_merges_next_first=release == "6.1", brk_merges_next=not since_6_1)

@@ -84,6 +84,8 @@ class KernelImage:
     kexec: bool = True
     swiotlb: bool = True
     dma_cma: bool = False
+    #: CONFIG_ZONE_DEVICE: the log names the (empty) zone.
+    zone_device: bool = True
     #: CONFIG_NUMA_EMU: numa=fake= works.
     numa_emulation: bool = True
     #: CONFIG_TRANSPARENT_HUGEPAGE: khugepaged raises the watermarks on machines of 512 MiB and more.

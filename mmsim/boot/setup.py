@@ -315,7 +315,8 @@ class Boot:
                                      clock=self.clock, trace=self.trace, counters=self.counters, klog=self.klog)
         self.layout = free_area_init(self.memory, self.memblock, self.sparse, self.max_pfn, self.options.core,
                                      self.numa.nodes, dma_reserve, self._printk,
-                                     self._memoryless_node if self.rules.memoryless_nodes_early else None, self.numa.possible)
+                                     self._memoryless_node if self.rules.memoryless_nodes_early else None, self.numa.possible,
+                                     self.image.zone_device)
         self.note("memmap", "free_area_init", "Every frame has its zone, and is in no list yet.")
         self.driver_requests("acpi_boot_init")
         for nid in init_cpu_to_node(self.numa, self.memblock, self.node_data_size, self._printk):

@@ -59,7 +59,7 @@ class StartKernel:
         self.deferred: list[DeferredInit] = []
         self.reserves = Reserves([node.zones for node in self.memory.nodes.values()])
         #: /proc/sys/vm, as far as it moves watermarks.
-        self.tunables = VmTunables(self.reserves, self._after_wmarks)
+        self.tunables = VmTunables(self.reserves, self.after_wmarks)
         #: Frames of top-level page tables for vmalloc, allocated as soon as the buddy allocator can.
         self.vmalloc_tables: list[int] = []
         self.totalcma_pages = boot.cma[1] // PAGE_SIZE
@@ -269,7 +269,7 @@ class StartKernel:
         init_per_zone_wmark_min().
         """
         self.reserves.init_per_zone_wmark_min()
-        self._after_wmarks()
+        self.after_wmarks()
         self.refresh_zone_stat_thresholds()
 
     def refresh_zone_stat_thresholds(self) -> None:
@@ -302,7 +302,8 @@ class StartKernel:
                 except Errno:
                     self._printk(f"Failed to set sysctl parameter 'vm.{name}={value}': invalid value")
 
-    def _after_wmarks(self) -> None:
+    def after_wmarks(self) -> None:
+        """Whatever hangs on the marks: sizes of the per-CPU lists, reserves of the nodes."""
         self.set_pageset()
         self.memory.watermark_boost_factor = self.tunables.watermark_boost_factor
         for node in self.memory.nodes.values():
@@ -332,7 +333,7 @@ class StartKernel:
         totalram = sum(zone.managed_pages for zone in self.memory.zones())
         if image.transparent_hugepage and totalram >= 512 * MIB // PAGE_SIZE:
             self.reserves.set_recommended_min_free_kbytes(boot.options.transparent_hugepage != "never")
-            self._after_wmarks()
+            self.after_wmarks()
         boot.e820.ram_buffers()
         self.free_boot_memory()
         self.kswapd_first_sleep()

@@ -206,7 +206,8 @@ def _memmap_pages(spanned: int, present: int) -> int:
 
 def free_area_init(memory: PhysicalMemory, memblock: Memblock, sparse: SparseMap, max_pfn: int, options: CoreOptions,
                    nodes: list[int], dma_reserve: int, printk: Printk,
-                   memoryless: Callable[[int], None] | None = None, possible: Iterable[int] = ()) -> ZoneLayout:
+                   memoryless: Callable[[int], None] | None = None, possible: Iterable[int] = (),
+                   zone_device: bool = True) -> ZoneLayout:
     """Create nodes and zones in ``memory``, mark every frame of the memory map, and log it as the kernel does.
 
     ``memoryless`` is called, in their turn, for the nodes of ``possible`` that have no memory (since 5.18).
@@ -221,7 +222,7 @@ def free_area_init(memory: PhysicalMemory, memblock: Memblock, sparse: SparseMap
             layout.node_ranges[nid] = min(start for start, _ in ranges), max(end for _, end in ranges)
     movable_zone = find_zone_movable_pfns(layout, memblock, options, memory.rules.movable_zone_within_node)
     printk("Zone ranges:")
-    for index in (0, 1, 2, ZONE_DEVICE):
+    for index in (0, 1, 2, ZONE_DEVICE) if zone_device else (0, 1, 2):
         low, high = layout.lowest[index], layout.highest[index]
         printk(f"  {ZONE_NAMES[index]:<8} " + ("empty" if low == high else format_mem_range(pfn_to_phys(low), pfn_to_phys(high))))
     printk("Movable zone start for each node")

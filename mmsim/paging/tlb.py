@@ -21,8 +21,10 @@ __all__ = ["GLOBAL", "Geometry", "Tlb", "TlbArray", "TlbGeometry"]
 
 #: The tag of global entries, beside the PCIDs 0..4095.
 GLOBAL = 4096
-_TAG_BITS = 13
-_TAG_MASK = (1 << _TAG_BITS) - 1
+# A key: page number | 1 bit, set for 2 MiB pages (two sizes share an array) | 13 bits of tag.
+_KEY_BITS = 14
+_LARGE = 1 << 13
+_TAG_MASK = _LARGE - 1
 
 
 class Geometry(NamedTuple):
@@ -47,10 +49,10 @@ class TlbGeometry(NamedTuple):
 class TlbArray:
     """One array for pages of one size. A set is a dict, oldest use first: to use an entry moves it to the end.
 
-    Keys are ``page number << 13 | tag``, the tag being a PCID or :data:`GLOBAL`.
+    Keys are made of page number, size and tag, the tag being a PCID or :data:`GLOBAL` (see :meth:`key`).
     """
 
-    __slots__ = ("sets", "ways", "mask", "shift", "level")
+    __slots__ = ("sets", "ways", "mask", "shift", "level", "size_bit")
 
     def __init__(self, geometry: Geometry, level: int):
         sets, ways = geometry
@@ -61,6 +63,11 @@ class TlbArray:
         self.mask = sets - 1
         self.level = level
         self.shift = LEVEL_SHIFT[level]
+        self.size_bit = _LARGE if level == 2 else 0
+
+    def key(self, page: int, tag: int) -> int:
+        """Under what the translation of a page is kept."""
+        return page << _KEY_BITS | self.size_bit | tag
 
     def lookup(self, addr: int, pcid: int) -> TlbEntry | None:
         """The entry for an address, which becomes the most recently used of its set."""
@@ -69,7 +76,7 @@ class TlbArray:
             return None
         ways = self.sets[page & self.mask]
         for tag in (pcid, GLOBAL):
-            key = page << _TAG_BITS | tag
+            key = self.key(page, tag)
             entry = ways.get(key)
             if entry is not None:
                 del ways[key]
@@ -83,7 +90,7 @@ class TlbArray:
             return
         page = addr >> self.shift
         ways = self.sets[page & self.mask]
-        key = page << _TAG_BITS | (GLOBAL if entry.is_global else pcid)
+        key = self.key(page, GLOBAL if entry.is_global else pcid)
         ways.pop(key, None)
         if len(ways) >= self.ways:
             del ways[next(iter(ways))]
@@ -94,9 +101,9 @@ class TlbArray:
         if self.sets:
             page = addr >> self.shift
             ways = self.sets[page & self.mask]
-            ways.pop(page << _TAG_BITS | pcid, None)
+            ways.pop(self.key(page, pcid), None)
             if with_global:
-                ways.pop(page << _TAG_BITS | GLOBAL, None)
+                ways.pop(self.key(page, GLOBAL), None)
 
     def flush(self, pcid: int | None = None, with_global: bool = False) -> None:
         """Drop the entries of one PCID (None: of all), and on demand the global ones."""
@@ -109,10 +116,11 @@ class TlbArray:
                 del ways[key]
 
     def __iter__(self) -> Iterator[tuple[int, int, TlbEntry]]:
-        """(address of the page, tag, entry), set by set, least recently used first."""
+        """(address of the page, tag, entry) of this size, set by set, least recently used first."""
         for ways in self.sets:
             for key, entry in ways.items():
-                yield key >> _TAG_BITS << self.shift, key & _TAG_MASK, entry
+                if entry.level == self.level:
+                    yield key >> _KEY_BITS << self.shift, key & _TAG_MASK, entry
 
     def __len__(self) -> int:
         return sum(map(len, self.sets))
@@ -126,7 +134,7 @@ class Tlb:
         g = geometry
         self.data = [TlbArray(g.data_4k, 1), TlbArray(g.data_2m, 2), TlbArray(g.data_1g, 3)]
         self.code = [TlbArray(g.code_4k, 1), TlbArray(g.code_2m, 2)]
-        # One array for two sizes: two views with half the ways each would be another machine, so the keys differ instead.
+        # One array for two sizes, seen through two views.
         self.second = [TlbArray(g.second, 1), TlbArray(g.second, 2), TlbArray(g.second_1g, 3)]
         self.second[1].sets = self.second[0].sets
         self.hits = self.second_hits = self.misses = 0
@@ -141,7 +149,7 @@ class Tlb:
                 return entry
         for one in self.second:
             entry = one.lookup(addr, pcid)
-            if entry is not None and entry.level == one.level:
+            if entry is not None:
                 self.second_hits += 1
                 self._fill_first(first, addr, pcid, entry)
                 return entry
@@ -175,9 +183,7 @@ class Tlb:
     def entries(self) -> Iterator[tuple[int, int, TlbEntry]]:
         """Every entry of every array as (address, tag, entry); one that stands in two arrays comes twice."""
         for one in self.arrays():
-            for addr, tag, entry in one:
-                if entry.level == one.level:
-                    yield addr, tag, entry
+            yield from one
 
     def check(self) -> None:
         """Raise InvariantError if a set holds more than its ways, or an entry where it cannot be found."""
@@ -186,7 +192,7 @@ class Tlb:
                 if len(ways) > one.ways:
                     raise InvariantError(f"set {number} of a TLB with {one.ways} ways holds {len(ways)} entries")
                 for key, entry in ways.items():
-                    if entry.level == one.level and key >> _TAG_BITS & one.mask != number:
+                    if bool(key & _LARGE) != (entry.level == 2) or entry.level == one.level and key >> _KEY_BITS & one.mask != number:
                         raise InvariantError(f"TLB entry {key:#x} lies in set {number}")
                     if (key & _TAG_MASK == GLOBAL) != entry.is_global:
                         raise InvariantError(f"TLB entry {key:#x} has another tag than its global bit says")

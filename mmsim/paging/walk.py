@@ -38,8 +38,8 @@ from mmsim.paging.address import LEVEL_SHIFT, PAGE_LEVEL_SIZE
 from mmsim.paging.contents import FrameContents
 from mmsim.units import PAGE_SHIFT
 
-__all__ = ["ACCESSES", "Control", "GeneralProtection", "PageFault", "Rights", "Step", "TlbEntry", "denied",
-           "error_code_names", "hardware_walk", "loads", "reserved_bits", "walk_steps"]
+__all__ = ["ACCESSES", "Control", "GeneralProtection", "PageFault", "Rights", "Step", "TlbEntry", "base_code", "denied",
+           "error_code_names", "hardware_walk", "loads", "reserved_bits", "walk_rights", "walk_steps"]
 
 #: Kinds of access: a data read, a data write, an instruction fetch.
 ACCESSES = ("r", "w", "x")
@@ -129,7 +129,7 @@ class Step(NamedTuple):
 
     level: int
     table: int
-    index: int
+    slot: int
     word: int
 
 
@@ -173,6 +173,17 @@ def walk_steps(contents: FrameContents, pgd: int, addr: int, levels: int = 4) ->
     return steps
 
 
+def walk_rights(contents: FrameContents, pgd: int, addr: int, control: Control) -> TlbEntry | None:
+    """What the tables say of an address now, as a TLB would keep it; nothing is changed. None: not present, or reserved bits."""
+    rw, us, nx = True, True, False
+    for level, _, _, word in walk_steps(contents, pgd, addr, control.levels):
+        if not word & _PAGE_PRESENT or reserved_bits(word, level, control):
+            return None
+        rw, us, nx = rw and bool(word & _PAGE_RW), us and bool(word & _PAGE_USER), nx or bool(word & _PAGE_NX)
+    return TlbEntry(word & PTE_PFN_MASK & -PAGE_LEVEL_SIZE[level], level, rw, us, nx, bool(word & _PAGE_DIRTY),
+                    bool(word & _PAGE_GLOBAL) and control.pge, word >> _PAGE_BIT_PKEY_BIT0 & 15 if control.pke else 0)
+
+
 def denied(rights: Rights | TlbEntry, access: str, user: bool, control: Control, pkey: int = 0) -> int:
     """0 if the access is allowed by a present page's rights, else the bits PROT and perhaps PK.
 
@@ -195,7 +206,7 @@ def denied(rights: Rights | TlbEntry, access: str, user: bool, control: Control,
     return code
 
 
-def _base_code(access: str, user: bool, control: Control) -> int:
+def base_code(access: str, user: bool, control: Control) -> int:
     """The bits of an error code that only tell of the access."""
     code = X86_PF_USER if user else 0
     if access == "w":
@@ -222,9 +233,9 @@ def hardware_walk(contents: FrameContents, pgd: int, addr: int, access: str, use
         index = addr >> LEVEL_SHIFT[level] & 511
         word = table[index] if table is not None else 0
         if table is None or not word & _PAGE_PRESENT:
-            raise PageFault(addr, _base_code(access, user, control))
+            raise PageFault(addr, base_code(access, user, control))
         if reserved_bits(word, level, control):
-            raise PageFault(addr, _base_code(access, user, control) | X86_PF_PROT | X86_PF_RSVD)
+            raise PageFault(addr, base_code(access, user, control) | X86_PF_PROT | X86_PF_RSVD)
         rw, us, nx = rw and bool(word & _PAGE_RW), us and bool(word & _PAGE_USER), nx or bool(word & _PAGE_NX)
         if level == 1 or word & _PAGE_PSE:
             break
@@ -237,7 +248,7 @@ def hardware_walk(contents: FrameContents, pgd: int, addr: int, access: str, use
     pkey = word >> _PAGE_BIT_PKEY_BIT0 & 15 if control.pke else 0
     refused = denied(Rights(rw, us, nx), access, user, control, pkey)
     if refused:
-        raise PageFault(addr, _base_code(access, user, control) | refused)
+        raise PageFault(addr, base_code(access, user, control) | refused)
     used = word | _PAGE_ACCESSED | (_PAGE_DIRTY if access == "w" else 0)
     if used != word:
         table[index] = used

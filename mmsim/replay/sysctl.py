@@ -50,7 +50,7 @@ def _compare(where: str, zones: list[ZoneInfo], model: dict[tuple[int, str], Rec
         yield same(f"{name} protection", list(zone.protection), ours.lowmem_reserve[:len(zone.protection)])
 
 
-@replays("wmark*/wm/wm.txt", "wmark*/wm.txt")
+@replays("wmark*/wm/wm.txt*")
 def marks(path: Path) -> Iterator[Check]:
     """Every write to vm.min_free_kbytes, watermark_scale_factor and lowmem_reserve_ratio, and switching huge pages on and
     off: accepted or not, the values read back, and the marks and protection of every zone after it.

@@ -14,7 +14,7 @@ from mmsim.recorded import read_recording
 from mmsim.replay.boots import boot_again, boot_log, boot_recording, compare_log, compared_lines
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordings"
-RECORDINGS = sorted([*GOLDEN.glob("boots-*/*.txt"), *GOLDEN.glob("linux-*/boot.txt")])
+RECORDINGS = sorted([*GOLDEN.glob("boots-*/*.txt*"), *GOLDEN.glob("linux-*/boot.txt")])
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -49,7 +49,7 @@ def test_the_boot_before_another_scenario_is_repeated_exactly(name, line):
 
 
 def test_all_recordings_are_there():
-    assert len(RECORDINGS) == 15
+    assert len(RECORDINGS) == 27
 
 
 def test_no_address_that_an_allocation_got_is_input():
