@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmsim.constants import PAGEBLOCK_ORDER
 from mmsim.errors import KernelBug
 from mmsim.physical.frames import PAGE_FLAGS_CHECK_AT_FREE
 from mmsim.physical.memory import PhysicalMemory
@@ -28,17 +29,26 @@ def dump_page(memory: PhysicalMemory, pfn: int, reason: str = "") -> None:
            f"mapping:{0:016x} index:0x0 pfn:{pfn:#x}")
     if order:
         printk(f"head:{page_to_virt(head):016x} order:{order} compound_mapcount:0 compound_pincount:0")
-    cma = frames.pageblock_mt[pfn >> 9] == memory.config.migrate_cma
+    cma = frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER] == memory.config.migrate_cma
     printk(f"flags: {format_page_flags(frames, head)}{' CMA' if cma else ''}")
+    _hex_dump(memory, "raw", pfn)
+    if head != pfn:
+        _hex_dump(memory, "head", head)
+    if reason:
+        printk(f"page dumped because: {reason}")
+
+
+def _hex_dump(memory: PhysicalMemory, prefix: str, pfn: int) -> None:
+    """The eight words of a struct page, in two lines."""
+    frames = memory.frames
+    buddy, head = frames.free_block[pfn], frames.compound_head(pfn)
     page_type = 0xFFFF_FF7F if buddy else frames.mapcount[pfn] - 1 & 0xFFFF_FFFF
     words = [page_flags_word(frames, pfn), _LIST_POISON1, _LIST_POISON2, 0, 0, (buddy & 15) - 1 if buddy else 0,
              (frames.refcount[pfn] & 0xFFFF_FFFF) << 32 | page_type, 0]
     if head != pfn:
         words[1] = page_to_virt(head) | 1
     for row in range(0, 8, 4):
-        printk("raw: " + " ".join(f"{word:016x}" for word in words[row:row + 4]))
-    if reason:
-        printk(f"page dumped because: {reason}")
+        memory.klog.printk(f"{prefix}: " + " ".join(f"{word:016x}" for word in words[row:row + 4]))
 
 
 def page_bad_reason(memory: PhysicalMemory, pfn: int, flags: int = PAGE_FLAGS_CHECK_AT_FREE) -> str:
@@ -61,10 +71,12 @@ def page_bad_reason(memory: PhysicalMemory, pfn: int, flags: int = PAGE_FLAGS_CH
 def bad_page(memory: PhysicalMemory, pfn: int, reason: str) -> None:
     """Report a page whose state says that something went wrong; the kernel goes on without the page.
 
-    5.17: mm/page_alloc.c, bad_page(). Left out: the limit of 60 reports a minute, the module list and the stack.
+    Its count of mappings is reset. 5.17: mm/page_alloc.c, bad_page(). Left out: the limit of 60 reports a minute, the
+    module list and the stack; and that a free block loses its mark by the reset, while it stays in its list.
     """
     memory.klog.printk(f"BUG: Bad page state in process {memory.comm}  pfn:{pfn:05x}")
     dump_page(memory, pfn, reason)
+    memory.frames.mapcount[pfn] = 0
 
 
 def vm_bug_on_page(memory: PhysicalMemory, pfn: int, condition: str) -> KernelBug:
