@@ -26,24 +26,30 @@ _REQUEST = re.compile(r"^(memblock_\w+): (\d+) bytes align=(0x[0-9a-f]+)(?: nid=
                       r"max_addr=(0x[0-9a-f]+) ([^+\s]+)")
 
 #: Functions whose requests the model makes itself, and the boot step after which a driver's request then comes.
-_MODELLED = {
-    "reserve_real_mode": "init_mem_mapping", "init_mem_mapping": "init_mem_mapping", "alloc_low_pages": "init_mem_mapping",
-    "setup_arch": "", "reserve_initrd": "", "relocate_initrd": "", "reserve_crashkernel": "", "reserve_crashkernel_low": "",
-    "numa_set_distance": "", "numa_alloc_distance": "", "free_area_init": "acpi_boot_init", "numa_emulation": "", "sparse_init": "acpi_boot_init", "sparse_index_alloc": "acpi_boot_init",
-    "sparse_init_nid": "acpi_boot_init", "memmap_alloc": "acpi_boot_init", "__earlyonly_bootmem_alloc": "acpi_boot_init",
-    **dict.fromkeys((
-        "vmemmap_alloc_block", "vmemmap_alloc_block_zero", "vmemmap_alloc_block_buf", "vmemmap_populate",
-        "vmemmap_populate_hugepages", "vmemmap_populate_basepages", "vmemmap_populate_address", "vmemmap_pte_populate",
-        "vmemmap_pmd_populate", "vmemmap_pud_populate", "vmemmap_p4d_populate", "vmemmap_pgd_populate",
-        "sparse_buffer_init", "sparse_early_usemaps_alloc_pgdat_section"), "acpi_boot_init"),
-    "e820__reserve_resources": "e820__reserve_resources", "firmware_map_add_early": "e820__reserve_resources",
-    "register_nosave_region": "e820__reserve_resources", "start_kernel": "", "setup_command_line": "",
-    "print_unknown_bootoptions": "print_unknown_bootoptions", "pcpu_build_alloc_info": "", "pcpu_alloc_alloc_info": "",
-    "pcpu_embed_first_chunk": "", "pcpu_fc_alloc": "", "pcpu_setup_first_chunk": "",
-    "pcpu_page_first_chunk": "", "pcpu_populate_pte": "", "pcpu_alloc_first_chunk": "pcpu_alloc_first_chunk", "alloc_large_system_hash": "print_unknown_bootoptions",
-    "spp_getpage": "spp_getpage", "swiotlb_init": "swiotlb_init", "swiotlb_init_with_tbl": "swiotlb_init",
-    "swiotlb_init_remap": "swiotlb_init", "swiotlb_memblock_alloc": "swiotlb_init",
-}
+_MODELLED = {name: step for step, names in {
+    "init_mem_mapping": """
+        reserve_real_mode init_mem_mapping alloc_low_pages""",
+    "": """
+        setup_arch reserve_initrd relocate_initrd reserve_crashkernel reserve_crashkernel_low numa_set_distance
+        numa_alloc_distance numa_emulation start_kernel setup_command_line pcpu_build_alloc_info pcpu_alloc_alloc_info
+        pcpu_embed_first_chunk pcpu_fc_alloc pcpu_setup_first_chunk pcpu_page_first_chunk pcpu_populate_pte""",
+    "acpi_boot_init": """
+        free_area_init sparse_init sparse_index_alloc sparse_init_nid memmap_alloc __earlyonly_bootmem_alloc
+        vmemmap_alloc_block vmemmap_alloc_block_zero vmemmap_alloc_block_buf vmemmap_populate vmemmap_populate_hugepages
+        vmemmap_populate_basepages vmemmap_populate_address vmemmap_pte_populate vmemmap_pmd_populate
+        vmemmap_pud_populate vmemmap_p4d_populate vmemmap_pgd_populate sparse_buffer_init
+        sparse_early_usemaps_alloc_pgdat_section""",
+    "e820__reserve_resources": """
+        e820__reserve_resources firmware_map_add_early register_nosave_region""",
+    "print_unknown_bootoptions": """
+        print_unknown_bootoptions alloc_large_system_hash""",
+    "pcpu_alloc_first_chunk": """
+        pcpu_alloc_first_chunk""",
+    "spp_getpage": """
+        spp_getpage""",
+    "swiotlb_init": """
+        swiotlb_init swiotlb_init_with_tbl swiotlb_init_remap swiotlb_memblock_alloc""",
+}.items() for name in names.split()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ class BootInputs:
     image: KernelImage
     platform: Platform
     rules: Rules
-    config: Config = Config()
+    config: Config = field(default_factory=Config)
     #: What could not be read and was assumed instead, in words.
     assumed: list[str] = field(default_factory=list)
 

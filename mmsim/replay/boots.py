@@ -15,7 +15,16 @@ Compared, all exactly:
 * /proc/iomem: each range of the firmware, the kernel's sections and the crash kernel;
 * /proc/buddyinfo and /proc/pagetypeinfo: the rows of every zone in which all managed frames are free, for there the log
   decides them. In other zones hundreds of thousands of allocations by drivers and init, which no log shows, lie between
-  hand-over and the moment of the snapshot; of them it is checked that no more is free than is managed.
+  hand-over and the moment of the snapshot; of them it is checked that no more is free than is managed;
+* /proc/sys/vm: min_free_kbytes and its neighbours, where they were read.
+
+What a recording does not have is not compared: /proc in the recordings of other scenarios, memblock's calls in a log
+made without ``memblock=debug``.
+
+Known limits, found on machines chosen to break the model: kernels with five levels of page tables are refused (``-cpu
+max``); so are logs whose first lines are gone, which happens when ``memblock=debug`` says more than the 128 KiB that the
+log has before memory can be allocated; a reserved range that meets a PCI window is widened in /proc/iomem when devices
+are found, which the model does not follow.
 
 Not compared: times; the offset in and the inlining of a caller's name (``sparse_init+0x85/0x1c7``: the compiler's
 choice; the request is compared, and which function made it is not); messages of parts that are not memory management.
