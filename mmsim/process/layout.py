@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from mmsim.constants import BRK_RND_RANGE, DEFAULT_MAP_WINDOW, MMAP_RND_BITS, RLIM_INFINITY, STACK_RND_MASK
+from mmsim.constants import BRK_RND_RANGE, DEFAULT_MAP_WINDOW, MMAP_RND_BITS, STACK_RND_MASK
 from mmsim.units import MIB, PAGE_SHIFT, PAGE_SIZE, align_down, align_up, u64
 
 __all__ = ["Layout", "STACK_GUARD_GAP", "draw_layout", "fixed_layout", "mmap_base"]

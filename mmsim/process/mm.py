@@ -76,6 +76,8 @@ class Mm:
         self.on_unmap: Callable[[Vma, int, int], None] | None = None
         self.on_move: Callable[[Vma, int, Vma, int, int], None] | None = None
         self.on_protect: Callable[[Vma, int, int], None] | None = None
+        #: Called with (vma, start, end, advice) for advice on pages.
+        self.on_advice: Callable[[Vma, int, int, int], None] | None = None
 
     def __iter__(self) -> Iterator[Vma]:
         return iter(self.tree)

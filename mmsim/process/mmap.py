@@ -171,10 +171,8 @@ def mmap_region(mm: Mm, file: MappedFile | None, addr: int, length: int, vm_flag
         do_munmap(mm, addr, length)
     except Errno as error:
         raise Errno("ENOMEM", error.why) from None
-    charged = 0
     if accountable_mapping(vm_flags):
         mm.charge(pages)
-        charged = pages
         vm_flags |= VM_ACCOUNT
     prev = mm.tree.find_prev(addr)[1]
     request = MergeRequest(addr, end, vm_flags, pgoff, file)

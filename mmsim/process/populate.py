@@ -14,7 +14,6 @@ from mmsim.constants import (
     VM_EXEC,
     VM_GROWSDOWN,
     VM_IO,
-    VM_LOCKED,
     VM_LOCKONFAULT,
     VM_MAYREAD,
     VM_PFNMAP,
@@ -26,7 +25,7 @@ from mmsim.errors import Errno
 from mmsim.process.mm import Mm
 from mmsim.process.stack import expand_stack
 from mmsim.process.vma import Vma
-from mmsim.units import PAGE_SHIFT, PAGE_SIZE, align_down
+from mmsim.units import PAGE_SIZE, align_down
 
 __all__ = ["Access", "Outcome", "Touch", "touch", "mm_populate", "populate_range", "populate_vma_page_range"]
 

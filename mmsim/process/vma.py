@@ -12,6 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from mmsim.constants import (
+    SOFTDIRTY_BIT,
     VM_ACCOUNT,
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -40,34 +41,31 @@ from mmsim.constants import (
     VM_UFFD_WP,
     VM_WIPEONFORK,
     VM_WRITE,
-    SOFTDIRTY_BIT,
 )
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE
 
 __all__ = ["AnonVma", "MappedFile", "Vma", "VM_FLAG_NAMES", "vm_flag_names", "prot_text",
            "is_data_mapping", "is_exec_mapping", "is_stack_mapping"]
 
-#: The two letters of each flag in the VmFlags line of smaps, in its order (5.17: fs/proc/task_mmu.c,
-#: show_smap_vma_flags()).
-VM_FLAG_NAMES: tuple[tuple[int, str], ...] = (
-    (VM_READ, "rd"), (VM_WRITE, "wr"), (VM_EXEC, "ex"), (VM_SHARED, "sh"), (VM_MAYREAD, "mr"), (VM_MAYWRITE, "mw"),
-    (VM_MAYEXEC, "me"), (VM_MAYSHARE, "ms"), (VM_GROWSDOWN, "gd"), (VM_PFNMAP, "pf"), (VM_LOCKED, "lo"), (VM_IO, "io"),
-    (VM_SEQ_READ, "sr"), (VM_RAND_READ, "rr"), (VM_DONTCOPY, "dc"), (VM_DONTEXPAND, "de"), (VM_ACCOUNT, "ac"),
-    (VM_NORESERVE, "nr"), (VM_HUGETLB, "ht"), (VM_SYNC, "sf"), (VM_WIPEONFORK, "wf"), (VM_DONTDUMP, "dd"),
-    (SOFTDIRTY_BIT, "sd"), (VM_MIXEDMAP, "mm"), (VM_HUGEPAGE, "hg"), (VM_NOHUGEPAGE, "nh"), (VM_MERGEABLE, "mg"),
-    (VM_UFFD_MISSING, "um"), (VM_UFFD_WP, "uw"),
-)
+#: The two letters of each flag in the VmFlags line of smaps (5.17: fs/proc/task_mmu.c, show_smap_vma_flags()).
+VM_FLAG_NAMES: dict[int, str] = {
+    VM_READ: "rd", VM_WRITE: "wr", VM_EXEC: "ex", VM_SHARED: "sh", VM_MAYREAD: "mr", VM_MAYWRITE: "mw", VM_MAYEXEC: "me",
+    VM_MAYSHARE: "ms", VM_GROWSDOWN: "gd", VM_UFFD_MISSING: "um", VM_PFNMAP: "pf", VM_UFFD_WP: "uw", VM_LOCKED: "lo",
+    VM_IO: "io", VM_SEQ_READ: "sr", VM_RAND_READ: "rr", VM_DONTCOPY: "dc", VM_DONTEXPAND: "de", VM_ACCOUNT: "ac",
+    VM_NORESERVE: "nr", VM_HUGETLB: "ht", VM_SYNC: "sf", VM_WIPEONFORK: "wf", VM_DONTDUMP: "dd", SOFTDIRTY_BIT: "sd",
+    VM_MIXEDMAP: "mm", VM_HUGEPAGE: "hg", VM_NOHUGEPAGE: "nh", VM_MERGEABLE: "mg",
+}
 
 
 def vm_flag_names(vm_flags: int) -> str:
-    """The VmFlags line of smaps for these flags.
+    """The VmFlags line of smaps for these flags, lowest bit first.
 
-    5.17: fs/proc/task_mmu.c, show_smap_vma_flags(). VM_LOCKONFAULT has no letters.
+    5.17: fs/proc/task_mmu.c, show_smap_vma_flags(). A flag that has no letters there, VM_LOCKONFAULT, shows as "??".
 
     >>> vm_flag_names(0x100073)
     'rd wr mr mw me ac'
     """
-    return " ".join(name for flag, name in VM_FLAG_NAMES if vm_flags & flag)
+    return " ".join(VM_FLAG_NAMES.get(1 << bit, "??") for bit in range(vm_flags.bit_length()) if vm_flags >> bit & 1)
 
 
 def prot_text(vm_flags: int) -> str:

@@ -109,17 +109,16 @@ class VmaTree:
         number = bisect_right(self._firsts, vma.vm_start) - 1
         if number < 0:
             if not self._chunks:
-                self._chunks.append([]); self._starts.append([]); self._firsts.append(vma.vm_start)
+                self._chunks.append([])
+                self._starts.append([])
+                self._firsts.append(vma.vm_start)
                 self._gaps.append(_UNKNOWN)
             number, index = 0, 0
         else:
             index = bisect_right(self._starts[number], vma.vm_start)
         chunk, starts = self._chunks[number], self._starts[number]
-        if index:
-            below: Vma | None = chunk[index - 1]
-        else:
-            below = None
-        above = (below.vm_next if below is not None else self.first if self._count else None)
+        below = chunk[index - 1] if index else None
+        above = below.vm_next if below is not None else self.first if self._count else None
         chunk.insert(index, vma)
         starts.insert(index, vma.vm_start)
         self._firsts[number] = starts[0]
@@ -135,9 +134,9 @@ class VmaTree:
 
     def _split_chunk(self, number: int) -> None:
         half = len(self._chunks[number]) // 2
-        for table in (self._chunks, self._starts):
-            table.insert(number + 1, table[number][half:])      # type: ignore[attr-defined]
-            del table[number][half:]
+        self._chunks.insert(number + 1, self._chunks[number][half:])
+        self._starts.insert(number + 1, self._starts[number][half:])
+        del self._chunks[number][half:], self._starts[number][half:]
         self._firsts.insert(number + 1, self._starts[number + 1][0])
         self._gaps.insert(number + 1, _UNKNOWN)
         self._gaps[number] = _UNKNOWN
