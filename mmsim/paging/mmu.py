@@ -111,6 +111,7 @@ class Mmu:
                 # The first write through a clean entry walks again, to set D in the table.
                 if access != "w" or entry.dirty:
                     return entry.base | addr & (1 << LEVEL_SHIFT[entry.level]) - 1
+                self.tlb.invalidate(addr, pcid)
         entry = self._walk(addr, access, user)
         return entry.base | addr & (1 << LEVEL_SHIFT[entry.level]) - 1
 
@@ -127,7 +128,6 @@ class Mmu:
         self.loads += first - entry.level + 1
         if self.use_tlb:
             self.walk_cache.fill(addr, pcid, passed)
-            self.tlb.invalidate(addr, pcid)
             self.tlb.fill(addr, pcid, entry, access == "x")
         return entry
 

@@ -125,6 +125,19 @@ class PageTables:
             # pgd_ctor(): the kernel half is the same in all PGDs. A PUD table added there later needs sync_global_pgds().
             memory.contents.words(self.pgd)[KERNEL_PGD_BOUNDARY:] = memory.contents.words(kernel.pgd)[KERNEL_PGD_BOUNDARY:]
 
+    @classmethod
+    def adopt(cls, memory: TableMemory, pgd: int, *, levels: int = 4, user: bool = True, kernel: PageTables | None = None
+              ) -> PageTables:
+        """The tables that stand in the frames already, from ``pgd`` on: a recorded dump, or what the boot built."""
+        tables = cls(memory, None, levels=levels, user=user, pgd=pgd)
+        tables.kernel = kernel
+        for level, pfn, addr in tables.tables():
+            tables.table_level[pfn] = level
+            tables.pgtables_bytes += PAGE_SIZE
+            if level == 1:
+                tables.ptes[addr >> 21] = memory.contents.words(pfn)
+        return tables
+
     # -- walking in software -----------------------------------------------------------------------------------
 
     def _canonical(self, addr: int) -> None:
@@ -370,7 +383,7 @@ class PageTables:
         the kernel's own tables.
         """
         def below(pfn: int, level: int, base: int, last: int) -> Iterator[tuple[int, int, int]]:
-            for index, word in enumerate(self.memory.contents.frames[pfn][:last]):
+            for index, word in enumerate(self.memory.contents.words(pfn)[:last]):
                 if word & _PAGE_PRESENT and not word & _PAGE_PSE:
                     frame, low = (word & PTE_PFN_MASK) >> PAGE_SHIFT, base + index * PAGE_LEVEL_SIZE[level]
                     yield level - 1, frame, sign_extend(low, self.levels)
