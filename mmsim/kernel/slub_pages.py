@@ -13,6 +13,7 @@ from mmsim.kernel.slab_layout import (
     SLAB_TYPESAFE_BY_RCU,
 )
 from mmsim.kernel.slub_debug import check_object, init_object, init_tracking, setup_slab_debug, slab_pad_check
+from mmsim.klog import KernelLog
 from mmsim.physical.frames import PG
 from mmsim.physical.gfp import gfp_names
 
@@ -93,20 +94,19 @@ def allocate_slab(s: KmemCache, gfp_flags: int, nid: int | None) -> Slab | None:
     return slab
 
 
-def kmalloc_fix_flags(s_or_name: str, gfp_flags: int, printk: object) -> int:
+def kmalloc_fix_flags(gfp_flags: int, klog: KernelLog) -> int:
     """Drop flags that make no sense, and say so (5.17: mm/slab_common.c, kmalloc_fix_flags())."""
     invalid = gfp_flags & GFP_SLAB_BUG_MASK
     fixed = gfp_flags & ~GFP_SLAB_BUG_MASK
-    assert callable(printk)
-    printk(f"Unexpected gfp: {invalid:#x} ({gfp_names(invalid)}). Fixing up to gfp: {fixed:#x} ({gfp_names(fixed)}). "
-           "Fix your code!")
+    klog.printk(f"Unexpected gfp: {invalid:#x} ({gfp_names(invalid)}). Fixing up to gfp: {fixed:#x} ({gfp_names(fixed)}). "
+                "Fix your code!")
     return fixed
 
 
 def new_slab(s: KmemCache, gfp_flags: int, nid: int | None) -> Slab | None:
     """A new slab for a request with these flags (5.17: new_slab())."""
     if gfp_flags & GFP_SLAB_BUG_MASK:
-        gfp_flags = kmalloc_fix_flags(s.name, gfp_flags, s.slub.klog.printk)
+        gfp_flags = kmalloc_fix_flags(gfp_flags, s.slub.klog)
     if s.ctor is not None and gfp_flags & c._GFP_ZERO:
         s.slub.klog.warn(f"WARNING: CPU: {s.slub.memory.cpu} PID: {s.slub.pid} at mm/slub.c new_slab: {s.name} has a "
                          "constructor: __GFP_ZERO would undo it")
