@@ -275,6 +275,23 @@ class PageTables:
             elif not pte_none(word):
                 yield Leaf(base + index * size, level, word)
 
+    # -- the kernel half ---------------------------------------------------------------------------------------
+
+    def preallocate(self, start: int, end: int) -> None:
+        """Make the PUD tables of a range now, so that all PGDs copied later share them and nothing need be copied when the
+        range is used.
+
+        5.17: arch/x86/mm/init_64.c, preallocate_vmalloc_pages().
+        """
+        for addr in range(start & -PAGE_LEVEL_SIZE[self.levels], end, PAGE_LEVEL_SIZE[self.levels]):
+            self.alloc(addr, self.levels - 1)
+
+    def sync_global_pgds(self, spaces: Iterable[PageTables]) -> None:
+        """Copy the kernel half of these, the kernel's own tables, into other PGDs (5.17: sync_global_pgds())."""
+        words = self.memory.contents.words
+        for space in spaces:
+            words(space.pgd)[KERNEL_PGD_BOUNDARY:] = words(self.pgd)[KERNEL_PGD_BOUNDARY:]
+
     # -- large pages and their spare tables --------------------------------------------------------------------
 
     def deposit(self, addr: int) -> None:
