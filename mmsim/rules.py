@@ -46,12 +46,24 @@ class Rules:
     mremap_growth_merges: bool = False
     #: mremap(MREMAP_DONTUNMAP) leaves the emptied area its page offset instead of resetting it (until 6.1's stable updates).
     mremap_dontunmap_keeps_pgoff: bool = True
+    #: mremap(MREMAP_DONTUNMAP) may join an untouched area with its own copy (until the stable updates of 6.1 and 6.12).
+    mremap_copy_joins_source: bool = True
+    #: Where it may not, the copy still joins the area on its other side (in 6.12).
+    mremap_copy_joins_others: bool = False
     #: mlock2(MLOCK_ONFAULT) fails on an inaccessible area, as mlock() does (5.17; not in 6.1).
     mlock_onfault_needs_access: bool = True
     #: mmap() looks at the following area first, and asks whether the preceding one fits to that (in 6.1, not in 6.12).
     mmap_merges_next_first: bool = False
     #: brk() may join the heap with the area above it (5.17; not in 6.1).
     brk_merges_next: bool = True
+    #: mprotect() that takes write permission from untouched anonymous memory takes the promise back too (in 6.12).
+    mprotect_returns_promise: bool = False
+    #: mmap(MAP_FIXED) that is refused leaves what was there (in 6.12); before, it was unmapped already.
+    mmap_failure_keeps_old: bool = False
+    #: An untouched area may take in a touched neighbour, unless a fork lies between (6.18; not in 6.12).
+    merge_into_untouched: bool = False
+    #: mremap() checks the source before it unmaps the destination, and moves several areas at once (6.18; not in 6.12).
+    mremap_moves_several: bool = False
 
     def replace(self, **changes: object) -> "Rules":
         """These rules with single behaviours changed. Raise InputError for a name that is no rule."""
@@ -76,4 +88,7 @@ def rules_for(release: str = "5.17") -> Rules:
                  memoryless_nodes_early=since_6_1, node_min_size=not since_6_1,
                  mremap_positive_efault=not since_6_1, mremap_growth_merges=since_6_1,
                  mremap_dontunmap_keeps_pgoff=not since_6_1, mlock_onfault_needs_access=not since_6_1,
-                 mmap_merges_next_first=release == "6.1", brk_merges_next=not since_6_1)
+                 mmap_merges_next_first=release == "6.1", brk_merges_next=not since_6_1,
+                 mprotect_returns_promise=since_6_12, mmap_failure_keeps_old=since_6_12,
+                 mremap_copy_joins_source=release in ("5.17", "6.18"), mremap_copy_joins_others=release == "6.12",
+                 merge_into_untouched=release == "6.18", mremap_moves_several=release == "6.18")

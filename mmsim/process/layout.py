@@ -39,6 +39,7 @@ def mmap_base(stack_limit: int, rnd: int = 0, randomize: bool = False, stack_gua
     The gap for the stack is its limit, the guard gap and, with ASLR, the most that the stack itself may be moved;
     at least 128 MiB and at most 5/6 of the address space. 5.17: arch/x86/mm/mmap.c, mmap_base().
 
+    >>> from mmsim.constants import RLIM_INFINITY
     >>> hex(mmap_base(8 * MIB)), hex(mmap_base(RLIM_INFINITY))
     ('0x7ffff7fff000', '0x155555556000')
     """

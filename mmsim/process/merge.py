@@ -38,6 +38,10 @@ class MergeRequest:
     policy: Hashable = None
     uffd: Hashable = None
     anon_name: str | None = None
+    #: The area whose part the range is, or of which it is a copy; None for a new mapping.
+    source: Vma | None = None
+    #: 6.18's rule: an untouched area may take in a touched range.
+    into_untouched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +74,23 @@ def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma |
     return one is other
 
 
+def _fits_anon_vma(vma: Vma, request: MergeRequest, anon_vma: AnonVma | None) -> bool:
+    """:func:`is_mergeable_anon_vma`, or under 6.18's rules its successor: either side may be untouched, unless the
+    other one has been through a fork."""
+    if request.into_untouched and vma.anon_vma is None and anon_vma is not None:
+        return request.source is None or len(request.source.anon_vma_chain) <= 1
+    return is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
+
+
 def can_vma_merge_after(vma: Vma, request: MergeRequest, anon_vma: AnonVma | None) -> bool:
     """Can the range be appended to ``vma``? 5.17: mm/mmap.c, can_vma_merge_after()."""
-    return (_is_mergeable_vma(vma, request) and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
+    return (_is_mergeable_vma(vma, request) and _fits_anon_vma(vma, request, anon_vma)
             and vma.vm_pgoff + vma.pages == request.pgoff)
 
 
 def can_vma_merge_before(vma: Vma, request: MergeRequest, anon_vma: AnonVma | None) -> bool:
     """Can the range be put in front of ``vma``? 5.17: mm/mmap.c, can_vma_merge_before()."""
-    return (_is_mergeable_vma(vma, request) and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
+    return (_is_mergeable_vma(vma, request) and _fits_anon_vma(vma, request, anon_vma)
             and vma.vm_pgoff == request.pgoff + ((request.end - request.addr) >> PAGE_SHIFT))
 
 

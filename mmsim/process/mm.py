@@ -226,9 +226,19 @@ class Mm:
 
         ``prev`` is the area that begins before the range, or None. 5.17: mm/mmap.c, vma_merge().
         """
-        area = prev.vm_next if prev is not None else self.tree.first
+        return self.merge_between(prev, prev.vm_next if prev is not None else self.tree.first, request)
+
+    def merge_between(self, prev: Vma | None, area: Vma | None, request: MergeRequest) -> Vma | None:
+        """:meth:`vma_merge`, for a caller who says himself which area follows ``prev``."""
         merge = decide_merge(prev, area, request)
-        return None if merge is None else self.apply_merge(merge)
+        if merge is None:
+            return None
+        merged = self.apply_merge(merge)
+        if merged.anon_vma is None and request.anon_vma is not None and request.source is not None:
+            # Only under merge_into_untouched: pages are about to be moved here.
+            merged.anon_vma = request.anon_vma
+            self.anon_vma_clone(merged, request.source)
+        return merged
 
     def apply_merge(self, merge: Merge) -> Vma:
         """Carry out a decision of :func:`~mmsim.process.merge.decide_merge`."""
@@ -267,7 +277,7 @@ class Mm:
     def request(self, vma: Vma, start: int, end: int, vm_flags: int, anon_name: str | None = None) -> MergeRequest:
         """The question to :meth:`vma_merge` when part of an area gets other flags."""
         return MergeRequest(start, end, vm_flags, vma.pgoff_at(start), vma.vm_file, vma.anon_vma, vma.policy, vma.uffd,
-                            anon_name if anon_name is not None else vma.anon_name)
+                            anon_name if anon_name is not None else vma.anon_name, vma, self.rules.merge_into_untouched)
 
     # -- consistency ---------------------------------------------------------------------------------------
 

@@ -162,6 +162,13 @@ def mmap_region(mm: Mm, file: MappedFile | None, addr: int, length: int, vm_flag
     It stays unmapped if the promise of memory is then refused. Raise ENOMEM. 5.17: mm/mmap.c, mmap_region().
     """
     pages, end = length >> PAGE_SHIFT, addr + length
+    keep_old = mm.rules.mmap_failure_keeps_old
+    if keep_old and accountable_mapping(vm_flags):
+        # The promise is asked for first, less what the mappings that go have been promised.
+        returned = sum(min(end, vma.vm_end) - max(addr, vma.vm_start) for vma in mm.tree.overlapping(addr, end)
+                       if vma.vm_flags & VM_ACCOUNT) >> PAGE_SHIFT
+        mm.charge(pages - returned)
+        mm.overcommit.uncharge(pages - returned)
     if not mm.may_expand_vm(vm_flags, pages):
         # MAP_FIXED may take pages away that count now.
         covered = sum(min(end, vma.vm_end) - max(addr, vma.vm_start) for vma in mm.tree.overlapping(addr, end))
@@ -172,7 +179,10 @@ def mmap_region(mm: Mm, file: MappedFile | None, addr: int, length: int, vm_flag
     except Errno as error:
         raise Errno("ENOMEM", error.why) from None
     if accountable_mapping(vm_flags):
-        mm.charge(pages)
+        if keep_old:
+            mm.overcommit.committed += pages
+        else:
+            mm.charge(pages)
         vm_flags |= VM_ACCOUNT
     prev = mm.tree.find_prev(addr)[1]
     request = MergeRequest(addr, end, vm_flags, pgoff, file)

@@ -60,11 +60,15 @@ def mprotect_fixup(mm: Mm, vma: Vma, prev: Vma | None, start: int, end: int, new
             mm.charge(pages)
             charged = pages
             newflags |= VM_ACCOUNT
+    elif mm.rules.mprotect_returns_promise and oldflags & VM_ACCOUNT and vma.is_anonymous and vma.anon_vma is None:
+        newflags &= ~VM_ACCOUNT
     try:
         vma = change_area(mm, vma, prev, start, end, newflags)
     except Errno:
         mm.overcommit.uncharge(charged)
         raise
+    if oldflags & VM_ACCOUNT and not newflags & VM_ACCOUNT:
+        mm.overcommit.uncharge(pages)
     vma.vm_flags = newflags
     if mm.on_protect is not None:
         mm.on_protect(vma, start, end)

@@ -66,12 +66,16 @@ def _copy_vma(mm: Mm, vma: Vma, addr: int, length: int, pgoff: int, keep_source:
         pgoff = addr >> PAGE_SHIFT
     old_start = vma.vm_start
     prev = mm.tree.find_prev(addr)[1]
+    next_ = prev.vm_next if prev is not None else mm.tree.first
+    request = MergeRequest(addr, addr + length, vma.vm_flags, pgoff, vma.vm_file, vma.anon_vma, vma.policy, vma.uffd,
+                           vma.anon_name, vma, mm.rules.merge_into_untouched)
     new = None
-    # Since 6.1's stable updates a kept source never merges with its own copy.
-    apart = not mm.rules.mremap_dontunmap_keeps_pgoff and untouched and keep_source
-    if not (apart and (addr == vma.vm_end or vma.vm_start == addr + length)):
-        new = mm.vma_merge(prev, MergeRequest(addr, addr + length, vma.vm_flags, pgoff, vma.vm_file, vma.anon_vma,
-                                              vma.policy, vma.uffd, vma.anon_name))
+    if mm.rules.mremap_copy_joins_source or not (untouched and keep_source and vma in (prev, next_)):
+        new = mm.merge_between(prev, next_, request)
+    elif mm.rules.mremap_copy_joins_others:
+        new = mm.merge_between(None if prev is vma else prev, None if next_ is vma else next_, request)
+    elif addr != vma.vm_end and vma.vm_start != addr + length:
+        new = mm.merge_between(prev, next_, request)
     if new is not None:
         return (new if new.vm_start <= old_start < new.vm_end else vma), new
     new = vma.duplicate()
@@ -134,11 +138,8 @@ def _move_vma(mm: Mm, vma: Vma, old_addr: int, old_len: int, new_len: int, new_a
     return new_addr
 
 
-def _mremap_to(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, flags: int) -> int:
-    """Move to an address that the caller chose, or (MREMAP_DONTUNMAP alone) to one near it.
-
-    What lies there goes first, and stays gone if the move then fails. 5.17: mm/mremap.c, mremap_to().
-    """
+def _check_destination(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int) -> None:
+    """Can anything be moved there? Raise EINVAL, ENOMEM (5.17: mm/mremap.c, the beginning of mremap_to())."""
     if not is_aligned(new_addr, PAGE_SIZE):
         raise Errno("EINVAL", f"{new_addr:#x} is not the address of a page")
     if new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
@@ -147,6 +148,14 @@ def _mremap_to(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, fla
         raise Errno("EINVAL", "source and destination overlap")
     if mm.map_count + 2 >= mm.max_map_count - 3:
         raise Errno("ENOMEM", "a move may need more areas than max_map_count leaves")
+
+
+def _mremap_to(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, flags: int) -> int:
+    """Move to an address that the caller chose, or (MREMAP_DONTUNMAP alone) to one near it.
+
+    What lies there goes first, and stays gone if the move then fails. 5.17: mm/mremap.c, mremap_to().
+    """
+    _check_destination(mm, addr, old_len, new_addr, new_len)
     if flags & MREMAP_FIXED:
         do_munmap(mm, new_addr, new_len)
     if old_len > new_len:
@@ -161,6 +170,27 @@ def _mremap_to(mm: Mm, addr: int, old_len: int, new_addr: int, new_len: int, fla
     result = _move_vma(mm, vma, addr, old_len, new_len, place, flags)
     if locked and new_len > old_len:
         mm_populate(mm, result + old_len, new_len - old_len)
+    return result
+
+
+def _move_several(mm: Mm, addr: int, length: int, new_addr: int, flags: int) -> int:
+    """Move all areas of a range one after the other, with the holes between them; a hole at the start is EFAULT.
+
+    6.18: mm/mremap.c, remap_move().
+    """
+    end, result, target, last_end = addr + length, 0, new_addr, None
+    vma = mm.tree.intersection(addr, end)
+    if vma is None or vma.vm_start > addr:
+        raise Errno("EFAULT", f"nothing is mapped at {addr:#x}")
+    at = addr
+    while vma is not None and at < end and vma.vm_start < end:
+        start, stop = max(vma.vm_start, at), min(vma.vm_end, end)
+        target += vma.vm_start - last_end if last_end is not None else 0
+        last_end, at = vma.vm_end, stop
+        moved = _mremap_to(mm, start, stop - start, target, stop - start, flags)
+        result = result or moved
+        target = moved + stop - start
+        vma = mm.tree.find(at)
     return result
 
 
@@ -214,6 +244,12 @@ def mremap(mm: Mm, addr: int, old_len: int, new_len: int, flags: int, new_addr: 
     old_len, new_len = u64(align_up(old_len, PAGE_SIZE)), u64(align_up(new_len, PAGE_SIZE))
     if not new_len:
         raise Errno("EINVAL", "a new length of 0")
+    if mm.rules.mremap_moves_several and flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        # Since 6.17 nothing is unmapped before the source is known to be good.
+        _check_destination(mm, addr, old_len, new_addr, new_len)
+        if flags & MREMAP_FIXED and old_len == new_len:
+            return _move_several(mm, addr, old_len, new_addr, flags)
+        _vma_to_resize(mm, addr, min(old_len, new_len), new_len, flags)
     if mm.tree.lookup(addr) is None:
         error = Errno("EFAULT", f"nothing is mapped at {addr:#x}")
         if mm.rules.mremap_positive_efault:
