@@ -101,8 +101,9 @@ def numa_init(memblock: Memblock, platform: Platform, max_pfn: int, limit: int, 
                 if area.hotplug:
                     memblock.mark_hotplug(area.start, area.end - area.start)
             info.blocks = [NumaBlock(area.start, area.end, area.nid) for area in platform.srat]
-            said = list(platform.cpu_to_node)[:platform.nr_cpus]
-            parsed = {area.nid for area in platform.srat} | {*said} - {NUMA_NO_NODE}
+            # A processor that may be plugged in later has no APIC id yet, so the table says nothing about it.
+            said = list(platform.cpu_to_node)[:max(platform.nr_cpus - platform.hotplug_cpus, 1)]
+            parsed = {area.nid for area in platform.srat} | {*platform.cpu_to_node} - {NUMA_NO_NODE}
             info.firmware_cpu_to_node = said + [NUMA_NO_NODE] * (platform.nr_cpus - len(said))
             if platform.distances:
                 rows = max([block.nid for block in info.blocks] + info.firmware_cpu_to_node) + 1
@@ -134,14 +135,11 @@ def _srat_line(area: SratMemory) -> str:
 
 
 def _init_array(info: NumaInfo) -> None:
-    """Spread the CPUs of which nothing is known, or whose node has no memory, over the nodes (5.17:
-    numa_init_array()).
+    """Spread all CPUs over the nodes, then put those right that the firmware knows (5.17: numa_init_array(),
+    init_cpu_to_node()).
     """
-    info.cpu_to_node, turn = [], 0
-    for node in info.firmware_cpu_to_node:
-        if node not in info.nodes:
-            node, turn = info.nodes[turn % len(info.nodes)], turn + 1
-        info.cpu_to_node.append(node)
+    info.cpu_to_node = [node if node in info.nodes else info.nodes[cpu % len(info.nodes)]
+                        for cpu, node in enumerate(info.firmware_cpu_to_node)]
     info.cpu_masks = _cpu_masks(info.cpu_to_node, info.on_physical)
 
 

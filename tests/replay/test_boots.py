@@ -49,7 +49,7 @@ def test_the_boot_before_another_scenario_is_repeated_exactly(name, line):
 
 
 def test_all_recordings_are_there():
-    assert len(RECORDINGS) == 27
+    assert len(RECORDINGS) == 29
 
 
 def test_no_address_that_an_allocation_got_is_input():
