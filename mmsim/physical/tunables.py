@@ -27,7 +27,7 @@ def parse_integers(text: str, room: int, low: int | None = None, high: int | Non
     5.17: kernel/sysctl.c, __do_proc_dointvec(), proc_get_long(), do_proc_dointvec_minmax_conv().
 
     >>> parse_integers("0x10 8 x", 4)
-    ([16, 8], 8, False)
+    ([16, 8], 7, False)
     """
     values: list[int] = []
     rest, fine = text, True
