@@ -202,9 +202,10 @@ def e820_surgery(entries: list[Operation], trim: bool, width: float) -> Iterator
         table.trim_bios_range()
     board = _Board(given, max(len(swept), len(given), len(table) + 2 if trim else 0), width)
     overlaps = sum(1 for i, a in enumerate(given) for b in given[:i] if a.addr < b.end and b.addr < a.end)
+    lists = f"The firmware lists {len(given)} entries; {overlaps} pair{'' if overlaps == 1 else 's'} of them overlap."
     yield board.frame(
-        f"The firmware lists {len(given)} entries; {overlaps} pair{'' if overlaps == 1 else 's'} of them overlap.",
-        [],
+        f"{lists} The lowest line is what the kernel makes of them: {len(swept)} that do not. Step on to see how.",
+        swept,
         entries=given,
         who="firmware",
         title="the firmware's map",
