@@ -1,0 +1,62 @@
+"""The replays of areas and promises: all of what the kernels recorded, and what is wrong with a file is said."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from mmsim.replay.driver import replay_file
+from mmsim.replay.registry import load_handlers
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+load_handlers()
+
+
+@pytest.mark.parametrize(("name", "comparisons"), [
+    ("vma/vma_merge_5.17.jsonl.gz", 4200), ("vma/place-5.17.jsonl.gz", 3346), ("vma/fuzz-maps-5.17.jsonl.gz", 5600),
+    ("vma/fuzz-smaps-5.17.jsonl.gz", 5600), ("vma/fuzz-maps-6.1.jsonl.gz", 5600), ("vma/fuzz-maps-6.12.jsonl.gz", 5600),
+    ("vma/fuzz-maps-6.18.jsonl.gz", 5600), ("overcommit/vm_enough_memory.jsonl.gz", 1750)])
+def test_every_recorded_answer_is_the_models(name: str, comparisons: int) -> None:
+    report = replay_file(GOLDEN / name)
+    assert report.agree == report.total == comparisons and not report.known and not report.error, report.text()
+
+
+def sequence(number: int = 0) -> dict[str, object]:
+    with gzip.open(GOLDEN / "vma" / "fuzz-maps-5.17.jsonl.gz", "rt") as file:
+        return json.loads(file.read().split("\n")[number])      # type: ignore[no-any-return]
+
+
+def write(tmp_path: Path, name: str, record: object) -> Path:
+    (tmp_path / "vma").mkdir()
+    path = tmp_path / "vma" / name
+    path.write_text(json.dumps(record) + "\n")
+    return path
+
+
+def test_a_sequence_ends_with_its_first_disagreement(tmp_path: Path) -> None:
+    record = sequence()
+    record["ops"][5]["maps"][0][1] += 1                          # type: ignore[index]
+    report = replay_file(write(tmp_path, "fuzz-maps-5.17-new.jsonl", record))
+    assert (report.agree, report.total, report.status) == (5, 6, 1) and "call 5: {'op': 'mmap'" in report.text()
+
+
+def test_other_rules_do_not_reproduce_5_17(tmp_path: Path) -> None:
+    """The positive EFAULT, seen in the recording's mremap results of a huge page number."""
+    for number in range(140):
+        record = sequence(number)
+        if any(step["ret"] > 1 << 40 for step in record["ops"]):      # type: ignore[attr-defined]
+            break
+    assert replay_file(write(tmp_path, "fuzz-maps-6.1-x.jsonl", record)).status == 1
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [
+    ("fuzz-maps-3.0.jsonl", {}, "known release"), ("fuzz-maps-5.17-b.jsonl", {"ops": [{"op": "explode", "page": 0, "len": 1}]},
+                                                   "unknown operation 'explode'"),
+    ("fuzz-maps-5.17-c.jsonl", {"ops": [{"op": "mmap"}]}, "record that cannot be used"),
+    ("fuzz-maps-5.17-d.jsonl", {"ops": []}, "nothing to compare"), ("place-5.17-e.jsonl", {}, "no field 'start_maps'")])
+def test_a_broken_recording_is_one_message(tmp_path: Path, name: str, change: dict[str, object], message: str) -> None:
+    report = replay_file(write(tmp_path, name, sequence() | change))
+    assert report.status == 2 and message in report.text()
