@@ -64,7 +64,9 @@ class CpuTlbState:
 class TlbFlush:
     """The TLBs of a machine. ``cpus`` are its MMUs; ``kernel`` the kernel's own tables (init_mm).
 
-    An interrupt to another CPU is handled on the spot. ``counts`` has the kernel's CONFIG_DEBUG_TLBFLUSH names.
+    An interrupt to another CPU is handled on the spot, unless that CPU is put in ``held`` (it has interrupts off): then
+    it waits in ``pending``, as the CPU that flushes would, until :meth:`deliver`. ``counts`` has the kernel's
+    CONFIG_DEBUG_TLBFLUSH names.
 
     >>> from mmsim.reference import toy16
     >>> from mmsim.paging.tables import TableMemory
@@ -88,6 +90,9 @@ class TlbFlush:
         self.single_page_flush_ceiling = TLB_SINGLE_PAGE_FLUSH_CEILING
         self.counts = dict.fromkeys(("nr_tlb_remote_flush", "nr_tlb_remote_flush_received", "nr_tlb_local_flush_all",
                                      "nr_tlb_local_flush_one"), 0)
+        self.held: set[int] = set()
+        #: Interrupts not yet taken: (CPU, what :meth:`_flush_tlb_func` is to be told), in the order sent.
+        self.pending: list[tuple[int, tuple[int, MmContext, int, int, int, int]]] = []
         for mmu in cpus:
             mmu.write_cr3(self._build_cr3(mmu, self.init_mm, 0))
 
@@ -187,8 +192,22 @@ class TlbFlush:
             self._event(cpu, TLB_REMOTE_SEND_IPI, TLB_FLUSH_ALL if end == TLB_FLUSH_ALL else end - start >> PAGE_SHIFT)
         for target in sorted(mm.cpumask):
             if target == cpu or freed_tables or not self.states[target].is_lazy:
-                self._flush_tlb_func(target, cpu, mm, start, end, stride_shift, mm.tlb_gen)
+                if target in self.held and target != cpu:
+                    self.pending.append((target, (cpu, mm, start, end, stride_shift, mm.tlb_gen)))
+                else:
+                    self._flush_tlb_func(target, cpu, mm, start, end, stride_shift, mm.tlb_gen)
         return -1 if end == TLB_FLUSH_ALL else end - start >> stride_shift
+
+    def deliver(self, cpu: int, newest_first: bool = False) -> int:
+        """Let a CPU take the interrupts that wait for it; return how many. Those of several senders may come in any order,
+        which is why generations are compared.
+        """
+        waiting = [info for target, info in self.pending if target == cpu]
+        self.pending = [(target, info) for target, info in self.pending if target != cpu]
+        self.held.discard(cpu)
+        for info in reversed(waiting) if newest_first else waiting:
+            self._flush_tlb_func(cpu, *info)
+        return len(waiting)
 
     def flush_tlb_page(self, cpu: int, mm: MmContext, addr: int) -> int:
         """Flush one page (5.17: flush_tlb_page())."""

@@ -208,8 +208,10 @@ def test_the_least_recently_used_table_is_forgotten():
     cpu.walk_cache = cache
     for number in range(3):
         tables.map_page(number << 21, number, PAGE_SHARED)
-        cpu.translate(number << 21)
-    assert [entry[0] >> 21 for entry in cache.entries()] == [1, 2]
+        tables.map_page(number << 21 | 4096, number, PAGE_SHARED)
+    for addr in (0, 1 << 21, 4096, 2 << 21):
+        cpu.translate(addr)
+    assert [entry[0] >> 21 for entry in cache.entries()] == [0, 2]
     assert not len(WalkCache({}))
 
 

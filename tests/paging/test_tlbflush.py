@@ -136,6 +136,27 @@ def test_freed_tables_reach_lazy_cpus_too_and_make_them_load_the_kernels_own():
     assert flush.states[1].loaded_mm is flush.init_mm and one.cpumask == {0}
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_two_flushes_that_arrive_in_any_order_leave_nothing_stale(newest_first):
+    flush, (one, _) = machine(cpus=3)
+    one.tables.map_page(0x401000, 7, PAGE_SHARED)
+    flush.switch_mm(2, one)
+    for page in (ADDR, 0x401000):
+        flush.cpus[2].translate(page)
+    flush.held.add(2)
+    for cpu, page in ((0, ADDR), (1, 0x401000)):
+        one.tables.unmap_page(page)
+        flush.flush_tlb_page(cpu, one, page)
+    assert flush.cpus[2].translate(ADDR) == 100 << 12              # allowed: both senders still wait
+    flush.check([one])
+    with flush.trace.recording("tlb:tlb_flush") as events:
+        assert flush.deliver(2, newest_first) == 2
+    # Whichever comes first finds itself two generations behind and flushes everything; the other has nothing left to do.
+    assert [event["pages"] for event in events] == [-1, 0]
+    flush.check([one])
+    assert [error_code(flush.cpus[2], page) for page in (ADDR, 0x401000)] == [4, 4]
+
+
 def test_a_huge_page_is_flushed_by_one_invalidation():
     flush, (one, _) = machine()
     flush.switch_mm(0, one)
