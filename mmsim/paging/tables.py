@@ -64,6 +64,8 @@ class TableMemory:
         self.allocator = allocator
         self.contents = contents or FrameContents(allocator.memory.frames.max_pfn)
         self.nr_page_table_pages = 0
+        #: The frames that are tables now, with their level.
+        self.level_of: dict[int, int] = {}
 
     def alloc(self, level: int, gfp_mask: int = GFP_PGTABLE_USER) -> int:
         """A zeroed frame for a table of ``level``. Raise Errno ENOMEM if there is none.
@@ -74,11 +76,14 @@ class TableMemory:
         if pfn is None:
             raise Errno("ENOMEM", "no frame is left for a page table")
         self.contents.zero(pfn)
+        self.level_of[pfn] = level
         self.nr_page_table_pages += level <= 2
         return pfn
 
     def free(self, pfn: int, level: int) -> None:
         """Give a table's frame back (5.17: pte_free(), pmd_free(), pud_free())."""
+        if self.level_of.pop(pfn, None) != level:
+            raise KernelBug(f"frame {pfn:#x} is no table of level {level}")
         self.contents.drop(pfn)
         self.nr_page_table_pages -= level <= 2
         self.allocator.free_pages(pfn)
