@@ -278,7 +278,7 @@ class Slub:
         pfn = self.layout.virt_to_pfn(addr)
         if not self.memory.frames.pfn_valid(pfn):
             # virt_to_head_page() reads the frame's struct page, where none is mapped.
-            raise self._oops(self.layout.page_struct(pfn) + 8)
+            raise self.oops(self.layout.page_struct(pfn) + 8)
         return pfn
 
     def slab_of(self, addr: int) -> Slab | None:
@@ -297,7 +297,7 @@ class Slub:
     def _phys(self, addr: int, access: str) -> int:
         phys = addr - self.layout.page_offset
         if not 0 <= phys < self._limit or not self.memory.frames.zone_of[phys >> PAGE_SHIFT]:
-            raise self._oops(addr, access)
+            raise self.oops(addr, access)
         return phys
 
     def load_word(self, addr: int) -> int:
@@ -327,7 +327,7 @@ class Slub:
         """Fill bytes."""
         self.write(addr, bytes((value,)) * length)
 
-    def _oops(self, addr: int, access: str = "read") -> KernelBug:
+    def oops(self, addr: int, access: str = "read") -> KernelBug:
         """The report of a kernel access that faults (5.17: arch/x86/mm/fault.c, show_fault_oops())."""
         if (addr >> 47) not in (0, 0x1FFFF):
             text = f"general protection fault, probably for non-canonical address {addr:#x}: 0000 [#1] PREEMPT SMP"
@@ -342,7 +342,7 @@ class Slub:
 
     def _oops_of_foreign(self, obj: int) -> KernelError:
         """kmem_cache_free() of an address in no slab, unchecked: virt_to_slab() is NULL, and its fields are read."""
-        return self._oops(0x20)
+        return self.oops(0x20)
 
     # -- reports and counts ------------------------------------------------------------------------------------------
 
