@@ -24,6 +24,28 @@ def test_every_recorded_answer_is_the_models(name: str, comparisons: int) -> Non
     assert report.agree == report.total == comparisons and not report.known and not report.error, report.text()
 
 
+@pytest.mark.parametrize(("name", "agree", "not_covered"), [
+    ("ch07_stack", 15, 6), ("ch07_stack_aslr", 45, 18), ("ch07_rlimit", 77, 2), ("ch07_over", 71, 56), ("ch07_over_swap", 71, 56)])
+def test_limits_stacks_and_promises_agree_and_what_needs_faults_or_fork_is_named(name: str, agree: int, not_covered: int) -> None:
+    report = replay_file(GOLDEN / "recordings" / "linux-5.17-userland" / f"{name}.jsonl")
+    assert (report.agree, sum(report.known.values()), report.total) == (agree, not_covered, agree + not_covered), report.text()
+    assert all(text.startswith("not yet covered: ") for text in report.known) and report.status == 0
+
+
+@pytest.mark.parametrize(("name", "record", "message"), [
+    ("ch07_rlimit-x.jsonl", {"kind": "rlimit", "group": "CPU", "call": "x"}, "unknown group 'CPU'"),
+    ("ch07_rlimit-y.jsonl", {"kind": "mapcount", "call": "x"}, "was not said before"),
+    ("ch07_stack-x.jsonl", {"kind": "stackjump"}, "no stack was described"),
+    ("ch07_stack-y.jsonl", {"kind": "queue"}, "unknown kind 'queue'"),
+    ("ch07_over-x.jsonl", {"kind": "charge"}, "machine was not described")])
+def test_a_step_that_nobody_knows_is_refused_in_words(tmp_path: Path, name: str, record: object, message: str) -> None:
+    (tmp_path / "linux-5.17-userland").mkdir()
+    path = tmp_path / "linux-5.17-userland" / name
+    path.write_text(json.dumps(record) + "\n")
+    report = replay_file(path)
+    assert report.status == 2 and message in report.text()
+
+
 def sequence(number: int = 0) -> dict[str, object]:
     with gzip.open(GOLDEN / "vma" / "fuzz-maps-5.17.jsonl.gz", "rt") as file:
         return json.loads(file.read().split("\n")[number])      # type: ignore[no-any-return]
