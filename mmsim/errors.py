@@ -7,9 +7,22 @@ A system call fails with an errno, a broken invariant is a BUG, a machine that c
 
 from __future__ import annotations
 
-import errno as _errno
-
 __all__ = ["KernelError", "Errno", "KernelBug", "KernelPanic", "InvariantError", "InputError", "errno_name"]
+
+#: The numbers of Linux on x86 (5.17: include/uapi/asm-generic/errno-base.h and errno.h). Python's own are those of the host,
+#: which in a browser or on another system are different ones.
+_NUMBERS = {
+    "EPERM": 1, "ENOENT": 2, "ESRCH": 3, "EINTR": 4, "EIO": 5, "ENXIO": 6, "E2BIG": 7, "ENOEXEC": 8, "EBADF": 9,
+    "ECHILD": 10, "EAGAIN": 11, "ENOMEM": 12, "EACCES": 13, "EFAULT": 14, "ENOTBLK": 15, "EBUSY": 16, "EEXIST": 17,
+    "EXDEV": 18, "ENODEV": 19, "ENOTDIR": 20, "EISDIR": 21, "EINVAL": 22, "ENFILE": 23, "EMFILE": 24, "ENOTTY": 25,
+    "ETXTBSY": 26, "EFBIG": 27, "ENOSPC": 28, "ESPIPE": 29, "EROFS": 30, "EMLINK": 31, "EPIPE": 32, "EDOM": 33,
+    "ERANGE": 34, "EDEADLK": 35, "ENAMETOOLONG": 36, "ENOLCK": 37, "ENOSYS": 38, "ENOTEMPTY": 39, "ELOOP": 40,
+    "ENODATA": 61, "ETIME": 62, "EPROTO": 71, "EMULTIHOP": 72, "EBADMSG": 74, "EOVERFLOW": 75, "EILSEQ": 84,
+    "EOPNOTSUPP": 95, "ECONNABORTED": 103, "ECONNRESET": 104, "ENOBUFS": 105, "ETIMEDOUT": 110, "ECONNREFUSED": 111,
+    "EALREADY": 114, "EINPROGRESS": 115, "ESTALE": 116, "EDQUOT": 122, "ECANCELED": 125, "EOWNERDEAD": 130,
+    "ENOTRECOVERABLE": 131, "ERFKILL": 132, "EHWPOISON": 133,
+}
+_NAMES = {number: name for name, number in _NUMBERS.items()}
 
 
 def errno_name(number: int) -> str:
@@ -18,7 +31,7 @@ def errno_name(number: int) -> str:
     >>> errno_name(-12)
     'ENOMEM'
     """
-    return _errno.errorcode.get(abs(number), f"errno {abs(number)}")
+    return _NAMES.get(abs(number), f"errno {abs(number)}")
 
 
 class KernelError(Exception):
@@ -36,10 +49,10 @@ class Errno(KernelError):
     """
 
     def __init__(self, name: str, why: str = ""):
-        if not hasattr(_errno, name):
+        if name not in _NUMBERS:
             raise ValueError(f"{name} is not an errno")
         self.name = name
-        self.number: int = getattr(_errno, name)
+        self.number: int = _NUMBERS[name]
         self.why = why
         super().__init__(f"{name}: {why}" if why else name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def test_every_recorded_answer_is_the_models(name: str, comparisons: int) -> Non
 
 
 @pytest.mark.parametrize(("name", "agree", "not_covered"), [
-    ("ch07_stack", 15, 6), ("ch07_stack_aslr", 45, 18), ("ch07_rlimit", 77, 2), ("ch07_over", 71, 56), ("ch07_over_swap", 71, 56)])
+    ("ch07_stack", 15, 6), ("ch07_stack_aslr", 45, 18), ("ch07_rlimit", 77, 2), ("ch07_over", 71, 56), ("ch07_over_swap", 71, 56),
+    ("ch07_steps", 48, 119)])
 def test_limits_stacks_and_promises_agree_and_what_needs_faults_or_fork_is_named(name: str, agree: int, not_covered: int) -> None:
     report = replay_file(GOLDEN / "recordings" / "linux-5.17-userland" / f"{name}.jsonl")
     assert (report.agree, sum(report.known.values()), report.total) == (agree, not_covered, agree + not_covered), report.text()
@@ -37,6 +39,7 @@ def test_limits_stacks_and_promises_agree_and_what_needs_faults_or_fork_is_named
     ("ch07_rlimit-y.jsonl", {"kind": "mapcount", "call": "x"}, "was not said before"),
     ("ch07_stack-x.jsonl", {"kind": "stackjump"}, "no stack was described"),
     ("ch07_stack-y.jsonl", {"kind": "queue"}, "unknown kind 'queue'"),
+    ("ch07_steps-x.jsonl", {"kind": "errno", "call": "mmap with three hands"}, "unknown call"),
     ("ch07_over-x.jsonl", {"kind": "charge"}, "machine was not described")])
 def test_a_step_that_nobody_knows_is_refused_in_words(tmp_path: Path, name: str, record: object, message: str) -> None:
     (tmp_path / "linux-5.17-userland").mkdir()
@@ -44,6 +47,16 @@ def test_a_step_that_nobody_knows_is_refused_in_words(tmp_path: Path, name: str,
     path.write_text(json.dumps(record) + "\n")
     report = replay_file(path)
     assert report.status == 2 and message in report.text()
+
+
+def test_errno_numbers_are_those_of_linux_wherever_the_model_runs() -> None:
+    import errno
+
+    from mmsim.errors import Errno, errno_name
+    assert [Errno(name).number for name in ("EPERM", "ENOMEM", "EINVAL", "EOVERFLOW", "EOPNOTSUPP")] == [1, 12, 22, 75, 95]
+    assert errno_name(-95) == "EOPNOTSUPP" and errno_name(-9999) == "errno 9999"
+    if sys.platform == "linux":
+        assert all(Errno(errno_name(number)).number == number for number in errno.errorcode if number <= 40)
 
 
 def sequence(number: int = 0) -> dict[str, object]:
