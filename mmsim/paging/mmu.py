@@ -27,7 +27,7 @@ from mmsim.paging.walk import (
     Control,
     GeneralProtection,
     PageFault,
-    Rights,
+    Passed,
     TlbEntry,
     base_code,
     denied,
@@ -105,7 +105,7 @@ class Mmu:
         if self.use_tlb:
             entry = self.tlb.lookup(addr, pcid, access == "x")
             if entry is not None:
-                refused = denied(entry, access, user, control, entry.pkey)
+                refused = denied(entry, access, user, control)
                 if refused:
                     raise self._fault(PageFault(addr, base_code(access, user, control) | refused))
                 # The first write through a clean entry walks again, to set D in the table.
@@ -118,7 +118,7 @@ class Mmu:
     def _walk(self, addr: int, access: str, user: bool) -> TlbEntry:
         pcid = self.pcid
         start = self.walk_cache.lookup(addr, pcid) if self.use_tlb else None
-        passed: list[tuple[int, int, Rights]] = []
+        passed: list[Passed] = []
         first = start[0] if start else self.control.levels
         try:
             entry = hardware_walk(self.contents, self.pgd, addr, access, user, self.control, start=start, passed=passed)
@@ -195,7 +195,7 @@ class Mmu:
                     break
             else:
                 return False
-            if denied(entry, access, user, control, entry.pkey) or access == "w" and not entry.dirty:
+            if denied(entry, access, user, control) or access == "w" and not entry.dirty:
                 return False
             used.append((ways, key, entry))
         for ways, key, entry in reversed(used):

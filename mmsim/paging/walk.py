@@ -38,7 +38,7 @@ from mmsim.paging.address import LEVEL_SHIFT, PAGE_LEVEL_SIZE
 from mmsim.paging.contents import FrameContents
 from mmsim.units import PAGE_SHIFT
 
-__all__ = ["ACCESSES", "Control", "GeneralProtection", "PageFault", "Rights", "Step", "TlbEntry", "base_code", "denied",
+__all__ = ["ACCESSES", "Control", "GeneralProtection", "PageFault", "Passed", "Step", "TlbEntry", "base_code", "denied",
            "error_code_names", "hardware_walk", "loads", "reserved_bits", "walk_rights", "walk_steps"]
 
 #: Kinds of access: a data read, a data write, an instruction fetch.
@@ -99,12 +99,8 @@ class Control:
     levels: int = 4
 
 
-class Rights(NamedTuple):
-    """What all levels together allow."""
-
-    rw: bool
-    us: bool
-    nx: bool
+#: A table that a walk passed: its level, its frame, RW and US of the levels above together, NX of any of them.
+Passed = tuple[int, int, int, int]
 
 
 class TlbEntry(NamedTuple):
@@ -118,10 +114,6 @@ class TlbEntry(NamedTuple):
     dirty: bool
     is_global: bool
     pkey: int
-
-    @property
-    def rights(self) -> Rights:
-        return Rights(self.rw, self.us, self.nx)
 
 
 class Step(NamedTuple):
@@ -149,13 +141,11 @@ def reserved_bits(word: int, level: int, control: Control) -> int:
     Address bits above the CPU's width; address bits inside a large page, but for PAT; bit 63 without NXE; PSE where no
     page can end the walk.
     """
-    reserved = PTE_PFN_MASK & -(1 << control.maxphyaddr)
+    reserved = PTE_PFN_MASK & -1 << control.maxphyaddr
     if not control.nxe:
         reserved |= _PAGE_NX
-    if level >= 4:
-        reserved |= _PAGE_PSE
-    elif level > 1 and word & _PAGE_PSE:
-        reserved |= PAGE_LEVEL_SIZE[level] - 1 & PTE_PFN_MASK & ~(1 << 12)
+    if word & _PAGE_PSE and level > 1:
+        reserved |= _PAGE_PSE if level >= 4 else PAGE_LEVEL_SIZE[level] - 1 & PTE_PFN_MASK & ~(1 << 12)
     return word & reserved
 
 
@@ -184,7 +174,7 @@ def walk_rights(contents: FrameContents, pgd: int, addr: int, control: Control) 
                     bool(word & _PAGE_GLOBAL) and control.pge, word >> _PAGE_BIT_PKEY_BIT0 & 15 if control.pke else 0)
 
 
-def denied(rights: Rights | TlbEntry, access: str, user: bool, control: Control, pkey: int = 0) -> int:
+def denied(rights: TlbEntry, access: str, user: bool, control: Control) -> int:
     """0 if the access is allowed by a present page's rights, else the bits PROT and perhaps PK.
 
     PK is set whenever the protection key forbids it, even if RW or US do so too.
@@ -200,7 +190,7 @@ def denied(rights: Rights | TlbEntry, access: str, user: bool, control: Control,
     elif rights.us and control.smap and not control.ac or access == "w" and not rights.rw and control.wp:
         code = X86_PF_PROT
     if control.pke and rights.us:
-        key = control.pkru >> 2 * pkey
+        key = control.pkru >> 2 * rights.pkey
         if key & 1 or access == "w" and key & 2 and (user or control.wp):
             code = X86_PF_PROT | X86_PF_PK
     return code
@@ -215,18 +205,17 @@ def base_code(access: str, user: bool, control: Control) -> int:
 
 
 def hardware_walk(contents: FrameContents, pgd: int, addr: int, access: str, user: bool, control: Control, *,
-                  start: tuple[int, int, Rights] | None = None,
-                  passed: list[tuple[int, int, Rights]] | None = None) -> TlbEntry:
+                  start: Passed | None = None, passed: list[Passed] | None = None) -> TlbEntry:
     """Walk as the CPU does: check, set A and D, return what the TLB keeps. Raise PageFault.
 
-    ``start`` begins below the top, as a paging-structure cache allows: (level of the first table to read, its frame,
-    rights so far). Tables passed on the way are appended to ``passed`` in the same form. A is set in every upper entry
-    that is used, also if the walk ends in a fault further down; in the leaf A and D are set only when the access is
-    allowed.
+    ``start`` begins below the top, as a paging-structure cache allows. Tables passed on the way are appended to ``passed``
+    in the same form. A is set in every upper entry that is used, also if the walk ends in a fault further down; in the
+    leaf A and D are set only when the access is allowed.
     """
     if access not in ACCESSES:
         raise InputError(f"an access is one of {', '.join(ACCESSES)}, not {access!r}")
-    level, pfn, (rw, us, nx) = start or (control.levels, pgd, Rights(True, True, False))
+    # RW and US of all levels together, and NX of any.
+    level, pfn, allowed, nx = start or (control.levels, pgd, _PAGE_RW | _PAGE_USER, 0)
     frames = contents.frames
     while True:
         table = frames.get(pfn)
@@ -236,7 +225,8 @@ def hardware_walk(contents: FrameContents, pgd: int, addr: int, access: str, use
             raise PageFault(addr, base_code(access, user, control))
         if reserved_bits(word, level, control):
             raise PageFault(addr, base_code(access, user, control) | X86_PF_PROT | X86_PF_RSVD)
-        rw, us, nx = rw and bool(word & _PAGE_RW), us and bool(word & _PAGE_USER), nx or bool(word & _PAGE_NX)
+        allowed &= word
+        nx |= word & _PAGE_NX
         if level == 1 or word & _PAGE_PSE:
             break
         if not word & _PAGE_ACCESSED:
@@ -244,13 +234,14 @@ def hardware_walk(contents: FrameContents, pgd: int, addr: int, access: str, use
         pfn = (word & PTE_PFN_MASK) >> PAGE_SHIFT
         level -= 1
         if passed is not None:
-            passed.append((level, pfn, Rights(rw, us, nx)))
-    pkey = word >> _PAGE_BIT_PKEY_BIT0 & 15 if control.pke else 0
-    refused = denied(Rights(rw, us, nx), access, user, control, pkey)
+            passed.append((level, pfn, allowed, nx))
+    used = word | _PAGE_ACCESSED | (_PAGE_DIRTY if access == "w" else 0)
+    entry = TlbEntry(word & PTE_PFN_MASK & -PAGE_LEVEL_SIZE[level], level, allowed & _PAGE_RW != 0, allowed & _PAGE_USER != 0,
+                     nx != 0, used & _PAGE_DIRTY != 0, word & _PAGE_GLOBAL != 0 and control.pge,
+                     word >> _PAGE_BIT_PKEY_BIT0 & 15 if control.pke else 0)
+    refused = denied(entry, access, user, control)
     if refused:
         raise PageFault(addr, base_code(access, user, control) | refused)
-    used = word | _PAGE_ACCESSED | (_PAGE_DIRTY if access == "w" else 0)
     if used != word:
         table[index] = used
-    base = word & PTE_PFN_MASK & -PAGE_LEVEL_SIZE[level]
-    return TlbEntry(base, level, rw, us, nx, bool(used & _PAGE_DIRTY), bool(word & _PAGE_GLOBAL) and control.pge, pkey)
+    return entry

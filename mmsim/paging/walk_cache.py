@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmsim.paging.address import LEVEL_SHIFT
-from mmsim.paging.walk import Rights
+from mmsim.paging.walk import Passed
 
 __all__ = ["WalkCache"]
 
@@ -24,12 +24,12 @@ class WalkCache:
 
     def __init__(self, sizes: dict[int, int] | None = None):
         self.sizes = {1: 32, 2: 4, 3: 2, 4: 2} if sizes is None else sizes
-        self._tables: dict[int, dict[int, tuple[int, int, Rights]]] = {level: {} for level in sorted(self.sizes)}
+        self._tables: dict[int, dict[int, Passed]] = {level: {} for level in sorted(self.sizes)}
         #: Walks that began below the top, and those that did not.
         self.hits = self.misses = 0
 
-    def lookup(self, addr: int, pcid: int) -> tuple[int, int, Rights] | None:
-        """Where to begin: (level of the first table to read, its frame, rights so far), or None for the top."""
+    def lookup(self, addr: int, pcid: int) -> Passed | None:
+        """The deepest table known for an address, where the walk can begin, or None for the top."""
         for level, known in self._tables.items():
             key = addr >> LEVEL_SHIFT[level + 1] << _PCID_BITS | pcid
             found = known.get(key)
@@ -41,7 +41,7 @@ class WalkCache:
         self.misses += 1
         return None
 
-    def fill(self, addr: int, pcid: int, passed: list[tuple[int, int, Rights]]) -> None:
+    def fill(self, addr: int, pcid: int, passed: list[Passed]) -> None:
         """Remember the tables that a walk passed."""
         for entry in passed:
             level = entry[0]
@@ -63,11 +63,11 @@ class WalkCache:
                 for key in [key for key in known if key & (1 << _PCID_BITS) - 1 == pcid]:
                     del known[key]
 
-    def entries(self) -> Iterator[tuple[int, int, int, int, Rights]]:
-        """Every entry as (first address, PCID, level of the table, its frame, rights)."""
+    def entries(self) -> Iterator[tuple[int, int, Passed]]:
+        """Every entry as (first address, PCID, the table)."""
         for level, known in self._tables.items():
-            for key, (_, pfn, rights) in known.items():
-                yield key >> _PCID_BITS << LEVEL_SHIFT[level + 1], key & (1 << _PCID_BITS) - 1, level, pfn, rights
+            for key, table in known.items():
+                yield key >> _PCID_BITS << LEVEL_SHIFT[level + 1], key & (1 << _PCID_BITS) - 1, table
 
     def __len__(self) -> int:
         return sum(map(len, self._tables.values()))
