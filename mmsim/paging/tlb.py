@@ -71,18 +71,22 @@ class TlbArray:
 
     def lookup(self, addr: int, pcid: int) -> TlbEntry | None:
         """The entry for an address, which becomes the most recently used of its set."""
-        page = addr >> self.shift
         if not self.sets:
             return None
+        page = addr >> self.shift
         ways = self.sets[page & self.mask]
-        for tag in (pcid, GLOBAL):
-            key = self.key(page, tag)
+        if not ways:
+            return None
+        key = self.key(page, pcid)
+        entry = ways.get(key)
+        if entry is None:
+            key = self.key(page, GLOBAL)
             entry = ways.get(key)
-            if entry is not None:
-                del ways[key]
-                ways[key] = entry
-                return entry
-        return None
+            if entry is None:
+                return None
+        del ways[key]
+        ways[key] = entry
+        return entry
 
     def fill(self, addr: int, pcid: int, entry: TlbEntry) -> None:
         """Put an entry in; a full set gives up its least recently used one."""

@@ -36,7 +36,7 @@ from mmsim.constants import (
 from mmsim.errors import InputError
 from mmsim.paging.address import LEVEL_SHIFT, PAGE_LEVEL_SIZE
 from mmsim.paging.contents import FrameContents
-from mmsim.units import PAGE_SHIFT
+from mmsim.units import PAGE_SHIFT, U64_MAX
 
 __all__ = ["ACCESSES", "Control", "GeneralProtection", "PageFault", "Passed", "Step", "TlbEntry", "base_code", "denied",
            "error_code_names", "hardware_walk", "loads", "reserved_bits", "walk_rights", "walk_steps"]
@@ -217,13 +217,15 @@ def hardware_walk(contents: FrameContents, pgd: int, addr: int, access: str, use
     # RW and US of all levels together, and NX of any.
     level, pfn, allowed, nx = start or (control.levels, pgd, _PAGE_RW | _PAGE_USER, 0)
     frames = contents.frames
+    # One test for most entries: reserved at every level, or a bit that is at some.
+    suspect = _PAGE_PSE | reserved_bits(U64_MAX & ~_PAGE_PSE, level, control)
     while True:
         table = frames.get(pfn)
         index = addr >> LEVEL_SHIFT[level] & 511
         word = table[index] if table is not None else 0
         if table is None or not word & _PAGE_PRESENT:
             raise PageFault(addr, base_code(access, user, control))
-        if reserved_bits(word, level, control):
+        if word & suspect and reserved_bits(word, level, control):
             raise PageFault(addr, base_code(access, user, control) | X86_PF_PROT | X86_PF_RSVD)
         allowed &= word
         nx |= word & _PAGE_NX
