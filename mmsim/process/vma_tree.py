@@ -2,7 +2,7 @@
 
 The kernel of 5.17 keeps a red-black tree (``mm_rb``), augmented with the largest gap below each subtree, beside a
 linked list, and remembers the last four areas that a task found (``vmacache``). Here areas lie in sorted chunks of at
-most 512; each chunk remembers its largest gap, and the tree the last area found. The answers are the same.
+most 512; each chunk remembers how large its gaps can be, and the tree the last area found. The answers are the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class VmaTree:
         self._firsts: list[int] = []            # vm_start of each chunk's first area
         self._starts: list[list[int]] = []
         self._chunks: list[list[Vma]] = []
-        self._gaps: list[int] = []              # the largest gap below an area of the chunk, or _UNKNOWN
+        self._gaps: list[int] = []              # no gap below an area of the chunk is larger; or _UNKNOWN
         self._last_hit: Vma | None = None
         self._count = 0
         for vma in areas:
@@ -66,9 +66,10 @@ class VmaTree:
         hit = self._last_hit
         if hit is not None and hit.vm_start <= address < hit.vm_end:
             return hit
-        below = self._at_or_below(address)
-        if below is None:
+        number = bisect_right(self._firsts, address) - 1
+        if number < 0:
             return self.first
+        below = self._chunks[number][bisect_right(self._starts[number], address) - 1]
         if address < below.vm_end:
             self._last_hit = below
             return below
@@ -128,7 +129,7 @@ class VmaTree:
         if above is not None:
             above.vm_prev = vma
         self._count += 1
-        self._forget_gaps(number)
+        self._note_gap(number, vma)
         if len(chunk) > _CHUNK:
             self._split_chunk(number)
 
@@ -141,11 +142,17 @@ class VmaTree:
         self._gaps.insert(number + 1, _UNKNOWN)
         self._gaps[number] = _UNKNOWN
 
-    def _forget_gaps(self, number: int) -> None:
-        """The gaps of a chunk changed; so did the gap below the next chunk's first area."""
-        self._gaps[number] = _UNKNOWN
-        if number + 1 < len(self._gaps):
-            self._gaps[number + 1] = _UNKNOWN
+    def _note_gap(self, number: int, vma: Vma) -> None:
+        """The gap below an area of a chunk may have grown."""
+        if self._gaps[number] != _UNKNOWN:
+            self._gaps[number] = max(self._gaps[number], self._gap_below(vma))
+
+    def _note_gap_above(self, number: int, index: int) -> None:
+        """The same for the area at ``index`` of a chunk, which may be the first one of the next chunk, or none."""
+        if number < len(self._chunks) and index >= len(self._chunks[number]):
+            number, index = number + 1, 0
+        if number < len(self._chunks):
+            self._note_gap(number, self._chunks[number][index])
 
     def _place(self, vma: Vma) -> tuple[int, int]:
         number = bisect_right(self._firsts, vma.vm_start) - 1
@@ -168,11 +175,10 @@ class VmaTree:
             self._last_hit = None
         if self._chunks[number]:
             self._firsts[number] = self._starts[number][0]
-            self._forget_gaps(number)
         else:
             del self._chunks[number], self._starts[number], self._firsts[number], self._gaps[number]
-            if number < len(self._gaps):
-                self._gaps[number] = _UNKNOWN
+            index = 0
+        self._note_gap_above(number, index)
 
     def resize(self, vma: Vma, start: int, end: int) -> None:
         """Change an area's range; it must keep its place between its neighbours."""
@@ -180,7 +186,8 @@ class VmaTree:
         vma.vm_start, vma.vm_end = start, end
         self._starts[number][index] = start
         self._firsts[number] = self._starts[number][0]
-        self._forget_gaps(number)
+        self._note_gap(number, vma)
+        self._note_gap_above(number, index + 1)
 
     # -- gaps ----------------------------------------------------------------------------------------------
 
@@ -190,39 +197,39 @@ class VmaTree:
             return max(vma.vm_start - self.stack_guard_gap, 0)
         return vma.vm_start
 
-    def _chunk_gap(self, number: int) -> int:
-        """The largest gap below an area of a chunk (the kernel: rb_subtree_gap)."""
-        if self._gaps[number] == _UNKNOWN:
-            first = self._chunks[number][0]
-            end, largest = first.vm_prev.vm_end if first.vm_prev is not None else 0, 0
-            for vma in self._chunks[number]:
-                gap = (vma.vm_start if not vma.vm_flags & VM_GROWSDOWN else self.start_gap(vma)) - end
-                if gap > largest:
-                    largest = gap
-                end = vma.vm_end
-            self._gaps[number] = largest
-        return self._gaps[number]
+    def _gap_below(self, vma: Vma) -> int:
+        """Free bytes between an area, with its guard gap, and the one below (5.17: mm/mmap.c, vma_compute_gap())."""
+        return self.start_gap(vma) - (vma.vm_prev.vm_end if vma.vm_prev is not None else 0)
+
+    def _large_gaps(self, number: int, length: int, upwards: bool) -> Iterator[tuple[int, int]]:
+        """The gaps of a chunk that have ``length`` bytes. If there are none, the chunk learns how large they really are."""
+        largest, chunk = 0, self._chunks[number]
+        for vma in chunk if upwards else reversed(chunk):
+            prev = vma.vm_prev
+            start = prev.vm_end if prev is not None else 0
+            end = vma.vm_start if not vma.vm_flags & VM_GROWSDOWN else self.start_gap(vma)
+            if end - start >= length:
+                yield start, end
+            if end - start > largest:
+                largest = end - start
+        self._gaps[number] = largest
 
     def gaps_down(self, length: int, high: int) -> Iterator[tuple[int, int]]:
         """The gaps of at least ``length`` bytes that begin at or below ``high``, from the highest down, but not the one
         above all areas. Chunks without such a gap cost one comparison."""
         for number in range(bisect_right(self._firsts, high + length), -1, -1):
-            if number >= len(self._chunks) or self._chunk_gap(number) < length:
-                continue
-            for vma in reversed(self._chunks[number]):
-                start, end = vma.vm_prev.vm_end if vma.vm_prev is not None else 0, self.start_gap(vma)
-                if start <= high and end - start >= length:
-                    yield start, end
+            if number < len(self._chunks) and not _UNKNOWN < self._gaps[number] < length:
+                for start, end in self._large_gaps(number, length, upwards=False):
+                    if start <= high:
+                        yield start, end
 
     def gaps_up(self, length: int, low: int) -> Iterator[tuple[int, int]]:
         """The gaps of at least ``length`` bytes that end at or above ``low``, upwards, without the one above all areas."""
         for number in range(max(bisect_right(self._firsts, low) - 1, 0), len(self._chunks)):
-            if self._chunk_gap(number) < length:
-                continue
-            for vma in self._chunks[number]:
-                start, end = vma.vm_prev.vm_end if vma.vm_prev is not None else 0, self.start_gap(vma)
-                if end >= low and end - start >= length:
-                    yield start, end
+            if not _UNKNOWN < self._gaps[number] < length:
+                for start, end in self._large_gaps(number, length, upwards=True):
+                    if end >= low:
+                        yield start, end
 
     # -- consistency ---------------------------------------------------------------------------------------
 
@@ -243,10 +250,9 @@ class VmaTree:
                     raise InvariantError(f"VMA tree: {vma} is not linked to {below}")
                 below = vma
                 count += 1
-            known = self._gaps[number]
-            self._gaps[number] = _UNKNOWN
-            if known not in (_UNKNOWN, self._chunk_gap(number)):
-                raise InvariantError(f"VMA tree: chunk {number} remembers a largest gap of {known:#x}")
+            known, largest = self._gaps[number], max(self._gap_below(vma) for vma in chunk)
+            if _UNKNOWN < known < largest:
+                raise InvariantError(f"VMA tree: chunk {number} has a gap of {largest:#x} but remembers {known:#x}")
         if below is not None and below.vm_next is not None:
             raise InvariantError(f"VMA tree: {below} is the last but has a next")
         if count != self._count:
