@@ -126,6 +126,24 @@ class VmapAreas:
             return addr
         return None
 
+    def alloc_highest(self, size: int, align: int) -> int | None:
+        """Take the highest range of ``size`` bytes, as chunks of per-CPU memory do: from the region's end downwards.
+
+        5.17: mm/vmalloc.c, pcpu_get_vm_areas(), for one area.
+        """
+        for index in range(len(self.free) - 1, -1, -1):
+            start, end = self.free.starts[index], self.free.ends[index]
+            addr = end - size & -align
+            if addr < start:
+                continue
+            del self.free.starts[index], self.free.ends[index]
+            for low, high in ((start, addr), (addr + size, end)):
+                if low < high:
+                    self.free.add(low, high)
+            self.busy.add(addr, addr + size)
+            return addr
+        return None
+
     def find(self, addr: int) -> tuple[int, int] | None:
         """The busy range that an address lies in (5.17: find_vmap_area())."""
         index = bisect_right(self.busy.starts, addr) - 1
