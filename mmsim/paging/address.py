@@ -49,7 +49,7 @@ def level_name(level: int, levels: int = 4) -> str:
 
 def is_canonical(addr: int, levels: int = 4) -> bool:
     """Whether the upper bits of an address are all equal; the CPU answers any other address with #GP, not with a page
-    fault. 5.17: arch/x86/include/asm/page.h, __is_canonical_address().
+    fault (Intel SDM volume 1, "Canonical Addressing").
 
     >>> is_canonical(0x7fff_ffff_ffff), is_canonical(0x8000_0000_0000), is_canonical(0xffff_8000_0000_0000)
     (True, False, True)
@@ -59,7 +59,7 @@ def is_canonical(addr: int, levels: int = 4) -> bool:
 
 
 def sign_extend(addr: int, levels: int = 4) -> int:
-    """The canonical address with these lower bits (5.17: __canonical_address())."""
+    """The canonical address with these lower bits."""
     bit = 1 << 9 * _valid(levels) + 11
     return ((addr & (bit << 1) - 1) ^ bit) - bit & U64_MAX
 
