@@ -6,6 +6,8 @@ one is tried: below a huge stack gap there may be no room, above it there is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mmsim.constants import DEFAULT_MAP_WINDOW, MAP_32BIT, MAP_FIXED, TASK_SIZE
 from mmsim.errors import Errno
 from mmsim.process.mm import Mm
@@ -19,6 +21,10 @@ def unmapped_area_topdown(mm: Mm, length: int, low_limit: int, high_limit: int) 
 
     Cost: one comparison for each chunk of 512 areas, then the areas of one. 5.17: mm/mmap.c, unmapped_area_topdown().
     """
+    return _traced(mm, _topdown, length, low_limit, high_limit)
+
+
+def _topdown(mm: Mm, length: int, low_limit: int, high_limit: int) -> int:
     last_start = high_limit - length
     if last_start < low_limit:
         raise Errno("ENOMEM", f"{length:#x} bytes do not fit below {high_limit:#x}")
@@ -37,6 +43,10 @@ def unmapped_area(mm: Mm, length: int, low_limit: int, high_limit: int) -> int:
 
     5.17: mm/mmap.c, unmapped_area().
     """
+    return _traced(mm, _upwards, length, low_limit, high_limit)
+
+
+def _upwards(mm: Mm, length: int, low_limit: int, high_limit: int) -> int:
     last_start = high_limit - length
     if last_start < low_limit:
         raise Errno("ENOMEM", f"{length:#x} bytes do not fit below {high_limit:#x}")
@@ -51,6 +61,18 @@ def unmapped_area(mm: Mm, length: int, low_limit: int, high_limit: int) -> int:
     if place > last_start:
         raise Errno("ENOMEM", f"no gap of {length:#x} bytes between {low_limit:#x} and {high_limit:#x}")
     return place
+
+
+def _traced(mm: Mm, search: Callable[[Mm, int, int, int], int], length: int, low_limit: int, high_limit: int) -> int:
+    """A search with its tracepoint, which a failed search hits too (5.17: mm/mmap.c, vm_unmapped_area())."""
+    address = -12
+    try:
+        address = search(mm, length, low_limit, high_limit)
+    finally:
+        if mm.trace.enabled:
+            mm.trace.emit("mmap:vm_unmapped_area", addr=address, total_vm=mm.total_vm, flags=int(search is _topdown),
+                          length=length, low_limit=low_limit, high_limit=high_limit, align_mask=0, align_offset=0)
+    return address
 
 
 def _bottom_up(mm: Mm, hint: int, length: int, flags: int) -> int:
@@ -104,6 +126,4 @@ def get_unmapped_area(mm: Mm, hint: int, length: int, flags: int) -> int:
         raise Errno("EINVAL", f"{address:#x} is not the address of a page")
     if address < mm.mmap_min_addr and not mm.privileged:
         raise Errno("EPERM", f"{address:#x} is below mmap_min_addr")
-    if mm.trace.enabled:
-        mm.trace.emit("mmap:vm_unmapped_area", addr=address, length=length, flags=flags)
     return address

@@ -133,6 +133,34 @@ def test_an_area_that_has_been_through_a_fork_does_not_take_in_new_memory() -> N
     assert rows(c) == [(0, 1, "rw-p"), (1, 2, "rw-p")]
 
 
+def test_each_of_the_eight_cases_happens_through_a_system_call() -> None:
+    def fixed(c: SystemCalls, page: int, pages: int) -> None:
+        c.mmap(A + page * P, pages * P, RW, ANON | MAP_FIXED)
+
+    def read_only(c: SystemCalls, page: int, pages: int) -> None:
+        c.mprotect(A + page * P, pages * P, PROT_READ)
+    before = {1: [(0, 2), (4, 2)], 2: [(0, 2)], 3: [(4, 2)], 4: [(0, 8)], 5: [(0, 8)], 6: [(0, 6)], 7: [(0, 4)], 8: [(0, 6)]}
+    prepared = {4: [(4, 4)], 5: [(0, 4)], 6: [(0, 2), (4, 2)], 7: [(0, 2)], 8: [(4, 2)]}
+    last = {4: (2, 2), 5: (4, 2), 6: (2, 2), 7: (2, 2), 8: (2, 2)}
+    after = {1: [(0, 6)], 2: [(0, 4)], 3: [(2, 6)], 4: [(0, 2), (2, 8)], 5: [(0, 6), (6, 8)], 6: [(0, 6)], 7: [(0, 4)],
+             8: [(0, 2), (2, 6)]}
+    for case in range(1, 9):
+        c = calls()
+        for page, pages in before[case]:
+            fixed(c, page, pages)
+        for page, pages in prepared.get(case, []):
+            read_only(c, page, pages)
+        if case == 8:
+            c.mprotect(A, 2 * P, PROT_NONE)                     # so that only the upper neighbour fits
+        with c.mm.trace.recording("mmsim:vma_merge") as events:
+            if case in last:
+                read_only(c, *last[case])
+            else:
+                fixed(c, 2, 2)
+        assert [event["case"] for event in events] == [case]
+        assert [row[:2] for row in rows(c)] == after[case]
+
+
 @pytest.mark.parametrize(("start", "length", "prot", "error"), [
     (A + 1, P, RW, EINVAL), (A, 2**64 - 1, RW, ENOMEM), (A, P, 0x40, EINVAL), (A, P, RW | PROT_GROWSDOWN | PROT_GROWSUP, EINVAL),
     (A, P, RW | PROT_GROWSDOWN, EINVAL), (A, P, RW | PROT_GROWSUP, EINVAL), (A - P, P, RW, ENOMEM), (0x7FFFF7FFF000, P, RW, ENOMEM)])

@@ -142,6 +142,16 @@ def test_map_32bit_looks_upwards_from_one_gib() -> None:
     assert c.mmap(0, 2 << 30, RW, ANON | MAP_32BIT) == -ENOMEM
 
 
+def test_a_search_for_room_hits_its_tracepoint_and_a_fixed_address_does_not() -> None:
+    c = calls()
+    with c.mm.trace.recording("mmap:*") as events:
+        address = c.mmap(0, 2 * P, RW, ANON)
+        c.mmap(A, P, RW, ANON | MAP_FIXED)
+        assert c.mmap(0, 2 << 30, RW, ANON | MAP_32BIT) == -ENOMEM
+    assert [(event["addr"], event["length"], event["flags"]) for event in events] == \
+        [(address, 2 * P, 1), (-ENOMEM, 2 << 30, 0)]
+
+
 def test_if_nothing_fits_below_mmap_base_the_search_goes_upwards_above_it() -> None:
     c = SystemCalls(Mm(fixed_layout(2**64 - 1)))                # unlimited stack: mmap_base is low
     base = c.mm.layout.mmap_base
