@@ -196,7 +196,7 @@ class PerCpu:
                     self.nr_populated -= 1
             del self.region.vm[chunk.base]
             if self.region.areas.free_lazily(chunk.base):
-                self.region.drain_scheduled = True
+                self.region.purge()
 
     def per_cpu_ptr(self, addr: int, cpu: int) -> int:
         """A CPU's own copy (5.17: per_cpu_ptr(); the CPU itself adds the base of %gs)."""

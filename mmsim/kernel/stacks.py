@@ -88,7 +88,7 @@ class ThreadStacks:
             # The first write below the stack; frames larger than a page might jump over the guard page.
             fault = min(pointer, stack) - 8
             self.region.slub.klog.printk(f"BUG: TASK stack guard page was hit at {fault:016x} (stack is {stack:016x}.."
-                                         f"{stack + THREAD_SIZE - 1:016x})")
+                                         f"{stack + THREAD_SIZE:016x})")
             raise KernelPanic("TASK stack guard hit")
         self.region.write(lowest, bytes(size))
         return lowest

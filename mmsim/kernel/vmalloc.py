@@ -67,8 +67,6 @@ class Vmalloc:
         self.vm: dict[int, VmStruct] = {}
         #: Frames that areas hold: VmallocUsed in /proc/meminfo.
         self.nr_vmalloc_pages = 0
-        #: Whether a purge was put on the work queue; :meth:`run_work` does it.
-        self.drain_scheduled = False
         #: How often all CPUs had to forget a range.
         self.nr_flushes = 0
 
@@ -124,7 +122,8 @@ class Vmalloc:
         for addr in range(area.addr, area.addr + area.size, PAGE_SIZE):
             self.tables.unmap_page(addr)
         if self.areas.free_lazily(area.addr):
-            self.drain_scheduled = True
+            # 5.17 makes whoever frees too much wait for the purge; from 5.18 on a work queue does it.
+            self.purge()
         self.slub.kmem_cache_free(self._vmap_area_cache, area.va)
 
     def purge(self) -> None:
@@ -134,12 +133,6 @@ class Vmalloc:
             self.nr_flushes += 1
             if self.memory.trace.enabled:
                 self.memory.trace.emit("mmsim:flush_tlb_kernel_range", start=flush[0], end=flush[1])
-
-    def run_work(self) -> None:
-        """Do what was put on the work queue (5.17: drain_vmap_area_work())."""
-        if self.drain_scheduled:
-            self.drain_scheduled = False
-            self.purge()
 
     # -- memory --------------------------------------------------------------------------------------------------
 

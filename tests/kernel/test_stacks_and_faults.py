@@ -59,7 +59,7 @@ def test_running_over_the_end_hits_the_guard_page():
     with pytest.raises(KernelPanic, match="TASK stack guard hit"):
         t.push(stack, pointer, 1000)
     assert t.region.slub.klog.lines()[-1] == (f"BUG: TASK stack guard page was hit at {stack - 8:016x} (stack is {stack:016x}.."
-                                              f"{stack + THREAD_SIZE - 1:016x})")
+                                              f"{stack + THREAD_SIZE:016x})")
     t.check()
 
 

@@ -71,15 +71,17 @@ def test_how_many_pages_may_wait(cpus, pages):
 
 def test_one_flush_serves_all_that_waited():
     v = region()
-    areas = v.areas
-    taken = [areas.alloc(4 << 20) for _ in range(9)]
-    due = [areas.free_lazily(addr) for addr in taken]
-    assert due == [False] * 8 + [True]                          # 9 * 1024 pages are more than 8192.
+    assert v.areas.lazy_max_pages() == 8192
+    # Large areas of addresses without frames, so that the threshold is near.
+    reserved = [v.get_vm_area((4 << 20) - 4096, 0) for _ in range(9)]
     with v.memory.trace.recording("mmsim:flush*") as events:
-        v.drain_scheduled = True
-        v.run_work()
-    assert [(event["start"], event["end"]) for event in events] == [(taken[0], taken[8] + (4 << 20))]
-    assert areas.lazy_nr == 0 and list(areas.free) == [(areas.start, areas.end)]
+        for area in reserved[:8]:
+            v.vunmap(area.addr)
+        assert v.areas.lazy_nr == 8192 and not events
+        v.vunmap(reserved[8].addr)
+    assert [(event["start"], event["end"]) for event in events] == [(reserved[0].addr, reserved[8].addr + (4 << 20))]
+    assert v.areas.lazy_nr == 0 and v.nr_flushes == 1
+    v.check()
 
 
 def test_where_the_new_area_lies_in_the_free_one():
