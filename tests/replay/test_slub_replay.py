@@ -18,7 +18,10 @@ AT_LEAST = {"slub/cache_layout.jsonl.gz": 30_329, "slub/kmalloc_caches.jsonl.gz"
             "recordings/linux-5.17/buddy.out/slab-geometry.txt": 258, "recordings/linux-6.1/buddy.out/slab-geometry.txt": 258,
             "recordings/linux-5.17/buddy.out/slabinfo.txt": 124, "recordings/linux-6.1/buddy.out/slabinfo.txt": 154,
             "recordings/linux-5.17/buddy.out/kmalloc-req-alloc.txt": 9,
-            "recordings/linux-6.1/buddy.out/kmalloc-req-alloc.txt": 13}
+            "recordings/linux-6.1/buddy.out/kmalloc-req-alloc.txt": 13,
+            "recordings/linux-5.17-pressure/api/files/f/sys_kernel_slab_two.txt": 14,
+            "recordings/linux-5.17-pressure/api/files/f/proc_vmallocinfo": 20,
+            "recordings/linux-5.17-memory/ch18/vmallocinfo.txt": 16}
 
 
 @pytest.mark.parametrize("name", AT_LEAST)
@@ -41,11 +44,13 @@ def test_a_changed_number_is_a_disagreement(tmp_path):
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("slub/kmalloc_index.json", "[0, 3", "not JSON"), ("slub/kmalloc_index.json", "{}", "no list"),
     ("slub/cache_layout.jsonl", '{"object_size": 8}', "no field"), ("slub/cache_layout.jsonl", "", "nothing to compare"),
+    ("files/f/sys_kernel_slab.txt", "/sys/kernel/slab/dentry/order 0", "lacks a file"),
+    ("files/f/sys_kernel_slab.txt", "order 0", "is no file of"),
     ("buddy.out/slab-geometry.txt", "kmalloc-8 size", "names no sizes"),
     ("buddy.out/kmalloc-req-alloc.txt", "bytes_req=11", "is no request")])
 def test_a_broken_file_ends_in_one_message(tmp_path, name, text, message):
     path = tmp_path / name
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     path.write_text(text)
     report = replay_file(path)
     assert report.status == 2 and message in report.error
