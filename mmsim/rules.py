@@ -46,6 +46,9 @@ class Rules:
     mremap_growth_merges: bool = False
     #: mremap(MREMAP_DONTUNMAP) leaves the emptied area its page offset instead of resetting it (until 6.1's stable updates).
     mremap_dontunmap_keeps_pgoff: bool = True
+    #: mremap(MREMAP_DONTUNMAP) of part of a locked area unlocks that part only; before the stable updates of 6.1 and 6.12
+    #: the whole area lost its lock, and VmLck went on counting what was not moved.
+    mremap_dontunmap_splits_locked: bool = False
     #: mremap(MREMAP_DONTUNMAP) may join an untouched area with its own copy (until the stable updates of 6.1 and 6.12).
     mremap_copy_joins_source: bool = True
     #: Where it may not, the copy still joins the area on its other side (in 6.12).
@@ -87,8 +90,9 @@ def rules_for(release: str = "5.17") -> Rules:
                  memblock_merges_locally=since_6_12, memblock_full_array_panics=since_6_12, crashkernel_rounds_up=since_6_1,
                  memoryless_nodes_early=since_6_1, node_min_size=not since_6_1,
                  mremap_positive_efault=not since_6_1, mremap_growth_merges=since_6_1,
-                 mremap_dontunmap_keeps_pgoff=not since_6_1, mlock_onfault_needs_access=not since_6_1,
+                 mremap_dontunmap_keeps_pgoff=release in ("5.17", "6.18"), mlock_onfault_needs_access=not since_6_1,
                  mmap_merges_next_first=release == "6.1", brk_merges_next=not since_6_1,
                  mprotect_returns_promise=since_6_12, mmap_failure_keeps_old=since_6_12,
+                 mremap_dontunmap_splits_locked=release in ("6.1", "6.12"),
                  mremap_copy_joins_source=release in ("5.17", "6.18"), mremap_copy_joins_others=release == "6.12",
                  merge_into_untouched=release == "6.18", mremap_moves_several=release == "6.18")

@@ -67,6 +67,8 @@ class Mm:
         self.tree = VmaTree(stack_guard_gap=stack_guard_gap)
         self.map_count = 0
         self.total_vm = self.data_vm = self.exec_vm = self.stack_vm = self.locked_vm = 0
+        #: Pages that locked_vm counts although no area is locked any more: 5.17's error with MREMAP_DONTUNMAP.
+        self.locked_vm_lost = 0
         #: Flags that every new area gets: mlockall(MCL_FUTURE) sets VM_LOCKED here.
         self.def_flags = 0
         self.start_data = self.end_data = 0
@@ -302,6 +304,7 @@ class Mm:
             if vma.is_anonymous and vma.anon_vma is None and vma.vm_pgoff != vma.vm_start >> PAGE_SHIFT:
                 if not self.rules.mremap_dontunmap_keeps_pgoff:
                     raise InvariantError(f"{vma}: untouched, but its page offset {vma.vm_pgoff:#x} is not its address")
+        sums["locked_vm"] += self.locked_vm_lost
         for name, value in sums.items():
             if getattr(self, name) != value:
                 raise InvariantError(f"{name} is {getattr(self, name)}, the areas add up to {value}")

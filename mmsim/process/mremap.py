@@ -98,7 +98,7 @@ def _move_vma(mm: Mm, vma: Vma, old_addr: int, old_len: int, new_len: int, new_a
     vm_flags = vma.vm_flags
     if vma.special and (vma.vm_start, vma.vm_end) != (old_addr, old_addr + old_len):
         raise Errno("EINVAL", f"{vma.special} must stay in one piece")
-    if dont_unmap and vm_flags & VM_LOCKED:
+    if dont_unmap and vm_flags & VM_LOCKED and mm.rules.mremap_dontunmap_splits_locked:
         # So that only the moved part loses its lock.
         if vma.vm_start != old_addr:
             mm.split_vma(vma, old_addr, new_below=True)
@@ -117,6 +117,9 @@ def _move_vma(mm: Mm, vma: Vma, old_addr: int, old_len: int, new_len: int, new_a
         split = vma.vm_start < old_addr and old_addr + old_len < vma.vm_end
     mm.vm_stat_account(vma.vm_flags, new_len >> PAGE_SHIFT)
     if dont_unmap:
+        if vma.vm_flags & VM_LOCKED:
+            # locked_vm stays as it is: right if all of the area moved, else what did not move is counted for ever.
+            mm.locked_vm_lost += (vma.vm_end - vma.vm_start - old_len) >> PAGE_SHIFT
         vma.vm_flags &= ~LOCKED_MASK
         if new is not vma and (vma.vm_start, vma.vm_end) == (old_addr, old_addr + old_len):
             mm.unlink_anon_vmas(vma)

@@ -135,6 +135,12 @@ class AddressSpace(RuleBasedStateMachine):
         for at in range(page, page + count):
             old = self.array[at]
             self.array[at] = replace(old, locked=False) if keep and old is not None else None
+        if keep and not self.calls.mm.rules.mremap_dontunmap_splits_locked:
+            # The whole area that was left loses its lock, with what has merged into it.
+            left = self.calls.mm.tree.lookup(self.at(page))
+            assert left is not None
+            for at in range((left.vm_start - BASE) // P, (left.vm_end - BASE) // P):
+                self.change([at], locked=False)
 
     @rule(page=pages, count=st.integers(1, 6), new=st.integers(1, 6))
     def resize(self, page: int, count: int, new: int) -> None:

@@ -301,6 +301,15 @@ def test_a_locked_area_grows_only_within_the_limit_and_a_move_keeps_the_count() 
     rows(c)
 
 
+def test_a_kept_source_loses_its_lock_as_a_whole_and_its_count_stays_until_the_stable_updates_of_6_1() -> None:
+    for release, locked, areas in (("5.17", 4, 2), ("6.1", 4, 4)):
+        c = mapped(4, rules=rules_for(release))
+        assert c.mlock(A, 4 * P) == 0
+        c.mremap(A + P, P, P, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, A + 16 * P)
+        assert len(rows(c)) == areas and c.mm.locked_vm == locked
+        assert sum(vma.pages for vma in c.mm if vma.vm_flags & VM_LOCKED) == (1 if release == "5.17" else 4)
+
+
 # -- mlock ---------------------------------------------------------------------------------------------------
 
 def test_mlock_rounds_outwards_splits_and_touches_private_writable_memory() -> None:
