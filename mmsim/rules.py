@@ -63,6 +63,8 @@ class Rules:
     mprotect_returns_promise: bool = False
     #: mmap(MAP_FIXED) that is refused leaves what was there (in 6.12); before, it was unmapped already.
     mmap_failure_keeps_old: bool = False
+    #: mmap() without a hint puts private anonymous memory of whole 2 MiB units at a multiple of 2 MiB (in 6.12; not in 6.1).
+    mmap_aligns_huge: bool = False
     #: An untouched area may take in a touched neighbour, unless a fork lies between (6.18; not in 6.12).
     merge_into_untouched: bool = False
     #: mremap() checks the source before it unmaps the destination, and moves several areas at once (6.18; not in 6.12).
@@ -93,6 +95,7 @@ def rules_for(release: str = "5.17") -> Rules:
                  mremap_dontunmap_keeps_pgoff=release in ("5.17", "6.18"), mlock_onfault_needs_access=not since_6_1,
                  mmap_merges_next_first=release == "6.1", brk_merges_next=not since_6_1,
                  mprotect_returns_promise=since_6_12, mmap_failure_keeps_old=since_6_12,
+                 mmap_aligns_huge=since_6_12,
                  mremap_dontunmap_splits_locked=release in ("6.1", "6.12"),
                  mremap_copy_joins_source=release in ("5.17", "6.18"), mremap_copy_joins_others=release == "6.12",
                  merge_into_untouched=release == "6.18", mremap_moves_several=release == "6.18")

@@ -99,7 +99,7 @@ def do_mmap(mm: Mm, file: MappedFile | None, addr: int, length: int, prot: int, 
         raise Errno("EOVERFLOW", "the offset wraps")
     if mm.map_count > mm.max_map_count:
         raise Errno("ENOMEM", f"more than {mm.max_map_count} areas")
-    addr = get_unmapped_area(mm, addr, length, flags)
+    addr = get_unmapped_area(mm, addr, length, flags, file is None and flags & MAP_TYPE == MAP_PRIVATE)
     if flags & MAP_FIXED_NOREPLACE and mm.tree.intersection(addr, addr + length) is not None:
         raise Errno("EEXIST", "MAP_FIXED_NOREPLACE, and something is there")
     vm_flags = (prot & 7 | (VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0) | (VM_LOCKED if flags & MAP_LOCKED else 0) |

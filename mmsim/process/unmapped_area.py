@@ -11,7 +11,7 @@ from collections.abc import Callable
 from mmsim.constants import DEFAULT_MAP_WINDOW, MAP_32BIT, MAP_FIXED, TASK_SIZE
 from mmsim.errors import Errno
 from mmsim.process.mm import Mm
-from mmsim.units import PAGE_SIZE, align_down, align_up, is_aligned
+from mmsim.units import MIB, PAGE_SIZE, align_down, align_up, is_aligned
 
 __all__ = ["get_unmapped_area", "unmapped_area", "unmapped_area_topdown"]
 
@@ -106,7 +106,20 @@ def _top_down(mm: Mm, hint: int, length: int, flags: int) -> int:
     return _bottom_up(mm, hint, length, flags)
 
 
-def get_unmapped_area(mm: Mm, hint: int, length: int, flags: int) -> int:
+def _huge_aligned(mm: Mm, length: int, flags: int) -> int | None:
+    """A place at a multiple of 2 MiB, or None if there is no room for the padding.
+
+    6.12: mm/huge_memory.c, __thp_get_unmapped_area().
+    """
+    try:
+        place = (_bottom_up if mm.layout.legacy else _top_down)(mm, 0, length + 2 * MIB, flags)
+    except Errno:
+        return None
+    above = -place & (2 * MIB - 1)
+    return place + (above or (0 if mm.layout.legacy else 2 * MIB))
+
+
+def get_unmapped_area(mm: Mm, hint: int, length: int, flags: int, private_anonymous: bool = False) -> int:
     """Choose or verify an address for ``length`` bytes (whole pages).
 
     Raise ENOMEM where nothing fits, EINVAL for a fixed address that is no page's, EPERM below mmap_min_addr.
@@ -114,8 +127,13 @@ def get_unmapped_area(mm: Mm, hint: int, length: int, flags: int) -> int:
     """
     if length > TASK_SIZE:
         raise Errno("ENOMEM", "longer than the address space")
+    aligned = None
+    if mm.rules.mmap_aligns_huge and private_anonymous and not hint and not flags & MAP_FIXED and is_aligned(length, 2 * MIB):
+        aligned = _huge_aligned(mm, length, flags)
     if flags & MAP_FIXED:
         address = hint
+    elif aligned is not None:
+        address = aligned
     elif mm.layout.legacy:
         address = _bottom_up(mm, hint, length, flags)
     else:

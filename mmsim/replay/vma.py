@@ -195,9 +195,13 @@ def fuzz(path: Path) -> Iterator[Check]:
 
 @replays("vma/place-*.jsonl*")
 def places(path: Path) -> Iterator[Check]:
-    """Where mmap() puts each mapping, with and without a hint, between the areas of a real process without ASLR."""
+    """Where mmap() puts each mapping, with and without a hint, between the areas of a real process without ASLR; under the
+    release in the file's name."""
+    named = re.search(r"-(\d+\.\d+)", path.name)
+    if not named or named[1] not in RELEASES:
+        raise InputError(f"the name does not say a known release (place-5.17): {path.name}")
     for record in read_jsonl(path):
-        mm = Mm(fixed_layout(), privileged=True)
+        mm = Mm(fixed_layout(), rules=rules_for(named[1]), privileged=True)
         calls = SystemCalls(mm)
         for start, end in record["start_maps"]:
             if end << PAGE_SHIFT <= TASK_SIZE:

@@ -142,6 +142,15 @@ def test_map_32bit_looks_upwards_from_one_gib() -> None:
     assert c.mmap(0, 2 << 30, RW, ANON | MAP_32BIT) == -ENOMEM
 
 
+def test_6_12_puts_whole_huge_pages_of_anonymous_memory_at_a_multiple_of_2_mib() -> None:
+    huge = 2 << 20
+    c = calls(rules=rules_for("6.12"))
+    assert c.mmap(0, huge, RW, ANON) == 0x7FFFF7C00000
+    assert c.mmap(0, huge + P, RW, ANON) % huge
+    assert c.mmap(0, huge, RW, MAP_SHARED | MAP_ANONYMOUS) % huge
+    assert calls().mmap(0, huge, RW, ANON) == 0x7FFFF7FFF000 - huge
+
+
 def test_a_search_for_room_hits_its_tracepoint_and_a_fixed_address_does_not() -> None:
     c = calls()
     with c.mm.trace.recording("mmap:*") as events:
