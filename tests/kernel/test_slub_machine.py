@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,13 +11,15 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from mmsim import constants as c
 from mmsim.kernel import slab_layout as sl
+from mmsim.kernel.slab import KmemCache
 
 from .machines import free_frames, slub
 
 SIZES = st.one_of(st.integers(1, 300), st.sampled_from([512, 1000, 2048, 4096, 8192, 8193, 20_000]))
 GFP = st.sampled_from([c.GFP_KERNEL, c.GFP_ATOMIC, c.GFP_KERNEL_ACCOUNT, c.GFP_KERNEL | c._GFP_RECLAIMABLE,
                        c.GFP_KERNEL | c._GFP_ZERO])
-FLAGS = st.sets(st.sampled_from([sl.SLAB_HWCACHE_ALIGN, sl.SLAB_TYPESAFE_BY_RCU, sl.SLAB_RECLAIM_ACCOUNT,
+#: Half of the caches are plain: only these have slabs at CPUs.
+FLAGS = st.just(0) | st.sets(st.sampled_from([sl.SLAB_HWCACHE_ALIGN, sl.SLAB_TYPESAFE_BY_RCU, sl.SLAB_RECLAIM_ACCOUNT,
                                  sl.SLAB_RED_ZONE, sl.SLAB_POISON, sl.SLAB_STORE_USER, sl.SLAB_CONSISTENCY_CHECKS])).map(sum)
 
 
@@ -55,13 +59,13 @@ class Objects(RuleBasedStateMachine):
                 assert self.k.read(obj, size) == bytes(size)
         return self._take(obj, size, None)
 
-    @rule(target=caches, size=st.integers(1, 3000), align=st.sampled_from([0, 8, 64, 256]), flags=FLAGS,
+    @rule(target=caches, size=st.sampled_from([24, 500, 1000, 1500, 3000]), align=st.sampled_from([0, 8, 64, 256]), flags=FLAGS,
           name=st.sampled_from("abcdef"))
     def create(self, size, align, flags, name):
         s = self.k.kmem_cache_create(name, size, align, flags)
         return (s, size)
 
-    @rule(target=objects, cache=caches, cpu=st.integers(0, 2), count=st.integers(1, 12))
+    @rule(target=objects, cache=caches, cpu=st.integers(0, 2), count=st.integers(1, 30))
     def alloc(self, cache, cpu, count):
         s, size = cache
         if s not in self.k.caches.list:
@@ -69,7 +73,7 @@ class Objects(RuleBasedStateMachine):
         self.k.memory.run_on(cpu)
         return multiple(*[self._take(self.k.kmem_cache_alloc(s), size, s) for _ in range(count)])
 
-    @rule(items=st.lists(consumes(objects), max_size=12), cpu=st.integers(0, 2))
+    @rule(items=st.lists(consumes(objects), max_size=25), cpu=st.integers(0, 2))
     def free(self, items, cpu):
         self.k.memory.run_on(cpu)
         for obj, s in items:
@@ -154,3 +158,27 @@ class Objects(RuleBasedStateMachine):
 
 Objects.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=30)
 TestObjects = pytest.mark.filterwarnings("ignore")(Objects.TestCase)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_run_on_few_caches_moves_slabs_through_every_list(seed):
+    random = Random(seed)
+    k = slub(nodes=2, cpus=3, hardened=True, freelist_random=bool(seed), seed=seed)
+    caches = [k.kmem_cache_create(f"c{size}", size) for size in (500, 1500, 3000)]
+    held: dict[int, KmemCache] = {}
+    for step in range(3000):
+        k.memory.run_on(random.randrange(3))
+        if len(held) < 20 or random.random() < (0.7 if step // 300 % 2 else 0.4):
+            s = random.choice(caches)
+            obj = k.kmem_cache_alloc(s)
+            if obj is not None:
+                assert obj not in held
+                held[obj] = s
+        else:
+            obj = random.choice(list(held))
+            k.kmem_cache_free(held.pop(obj), obj)
+        if step % 20 == 0:
+            k.check()
+    total = {item: sum(s.stats()[item] for s in caches) for item in caches[0].stats()}
+    assert all(total[item] for item in ("alloc_refill", "cpu_partial_alloc", "alloc_from_partial", "cpu_partial_node",
+                                        "cpu_partial_free", "free_frozen", "cpu_partial_drain", "deactivate_bypass"))
