@@ -196,8 +196,10 @@ class Machine:
         """Count the frames of a zone by where they are. Cost: every frame of the zone."""
         per_cpu = sum(pageset.count for pageset in zone.pageset)
         reserved_bit = PG["reserved"]
-        flags = self.frames.flags[zone.start_pfn:zone.end_pfn]
-        reserved = sum(1 for word in flags if word & reserved_bit)
+        # The span of a zone may hold frames of other nodes, when nodes lie one inside another.
+        span = slice(zone.start_pfn, zone.end_pfn)
+        reserved = sum(1 for word, serial in zip(self.frames.flags[span], self.frames.zone_of[span])
+                       if word & reserved_bit and serial == zone.serial)
         allocated = zone.managed_pages - zone.nr_free_pages - per_cpu
         return FrameCensus(zone.present_pages, zone.nr_free_pages, per_cpu, allocated, reserved)
 

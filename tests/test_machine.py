@@ -402,3 +402,10 @@ def test_any_firmware_map_boots_whole_or_panics(entries):
         assert str(panic)
         return
     machine.check()
+
+
+def test_a_node_that_lies_inside_another_is_counted_apart():
+    machine = Machine.boot(qemu_map(333 * MIB), "memmap=64M$100M numa=fake=5", platform=qemu_platform(333 * MIB))
+    outer = machine.zone("DMA32")
+    assert outer.spanned_pages > outer.present_pages + 40_000, "node 0 has both ends, the others what is between"
+    machine.check()
