@@ -254,9 +254,8 @@ class Tables(RuleBasedStateMachine):
     def free(self, a, b):
         start, end = min(a, b), max(a, b) + 4096
         size = (4096, 2 * MIB, GIB)
-        if any(page < start < page + size[level - 1] or page < end < page + size[level - 1]
-               for page, (level, _) in self.flat.items()):
-            return                       # no area of a process begins or ends inside a large page
+        if any(page < start < page + size[level - 1] for page, (level, _) in self.flat.items()):
+            return                       # an area that begins inside a large page would overlap the one that maps it
         for page in [page for page in self.flat if start <= page < end]:
             self.unmap(page)
         floor = max([page + (4096, 2 * MIB, GIB)[level - 1] for page, (level, _) in self.flat.items() if page < start], default=0)
