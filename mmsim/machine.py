@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from mmsim.boot.crashkernel import CrashKernel
 from mmsim.boot.e820 import E820Entry, E820Table, type_string
@@ -25,7 +26,15 @@ from mmsim.config import Config
 from mmsim.constants import GFP_KERNEL
 from mmsim.counters import Counters
 from mmsim.errors import InputError, InvariantError
+from mmsim.kernel.layout import Layout
+from mmsim.kernel.percpu import PerCpu
+from mmsim.kernel.slub import Slub
+from mmsim.kernel.stacks import ThreadStacks
+from mmsim.kernel.vmalloc import Vmalloc
 from mmsim.klog import KernelLog
+from mmsim.paging.contents import FrameContents
+from mmsim.paging.init_mm import init_mm_tables
+from mmsim.paging.tables import PageTables, TableMemory
 from mmsim.physical.buddy import check_zone
 from mmsim.physical.frames import PG, Frames
 from mmsim.physical.memory import PhysicalMemory
@@ -34,11 +43,15 @@ from mmsim.physical.page_alloc import PageAllocator
 from mmsim.physical.tunables import VmTunables
 from mmsim.physical.watermark import Reserves
 from mmsim.physical.zone import Zone
+from mmsim.process.overcommit import Overcommit
 from mmsim.procfs.buddyinfo import buddyinfo, extfrag_index, pagetypeinfo, unusable_index
 from mmsim.procfs.meminfo import format_meminfo, format_vmstat, meminfo_values, vmstat_values
+from mmsim.procfs.slabinfo import slabinfo
+from mmsim.procfs.vmallocinfo import vmallocinfo
 from mmsim.procfs.zoneinfo import zoneinfo
 from mmsim.rules import Rules
 from mmsim.trace import Trace
+from mmsim.units import PAGE_SIZE
 
 __all__ = ["Machine", "FrameCensus"]
 
@@ -59,6 +72,9 @@ class Machine:
 
     ``e820``, ``memblock``, ``provenance`` and ``phases`` tell how it came up; ``memory`` (nodes, zones, frames) is what
     it has now. Simulated time is ``clock``, events are ``trace``, counts ``counters``, the kernel's messages ``klog``.
+
+    What takes frames of its own after the boot (``slub``, ``vmalloc``, ``percpu``, ``stacks``) comes into being when it is
+    first asked for: until then the machine is as the boot left it, and only its physical memory is there.
     """
 
     def __init__(self, boot: Boot, start: StartKernel):
@@ -84,11 +100,21 @@ class Machine:
         self.crashkernel: CrashKernel | None = boot.crashkernel
         #: The two halves of the boot, with all that they decided.
         self.setup, self.start = boot, start
+        #: The map of the kernel's half of the address space.
+        self.layout = Layout(self.frames.max_pfn)
+        #: What stands in the frames: page tables, slabs, the data of processes. One for the machine.
+        self.contents = FrameContents(self.frames.max_pfn)
+        #: Where page tables come from. One for the machine.
+        self.tables = TableMemory(self.allocator, self.contents)
+        #: What all processes together were promised.
+        self.overcommit = Overcommit.at_boot(sum(zone.managed_pages for zone in self.memory.zones()),
+                                             self.memory.nr_free_pages)
         self._proc: dict[str, Callable[[], str]] = {
             "buddyinfo": lambda: buddyinfo(self.memory), "pagetypeinfo": lambda: pagetypeinfo(self.memory),
             "zoneinfo": lambda: zoneinfo(self.memory), "meminfo": self._meminfo, "vmstat": lambda: format_vmstat(
                 vmstat_values(self.memory)), "iomem": self._iomem, "cmdline": lambda: self.command_line + "\n",
             "extfrag_index": lambda: extfrag_index(self.memory), "unusable_index": lambda: unusable_index(self.memory),
+            "slabinfo": lambda: slabinfo(self.slub), "vmallocinfo": lambda: vmallocinfo(self.vmalloc),
         }
 
     @classmethod
@@ -112,6 +138,41 @@ class Machine:
         start = StartKernel(boot)
         start.run()
         return cls(boot, start)
+
+    # -- the kernel's own memory ---------------------------------------------------------------------------
+
+    @cached_property
+    def init_mm(self) -> PageTables:
+        """The kernel's page tables, whose upper half every process shares. Raise InputError for a machine whose boot built
+        no direct map.
+        """
+        if self.setup.direct_map is None:
+            raise InputError("this machine's boot built no direct map")
+        return init_mm_tables(self.tables, self.setup.direct_map, self.image)
+
+    @cached_property
+    def slub(self) -> Slub:
+        """The slab allocator: kmalloc() and the caches. Its first caches take their frames now."""
+        return Slub(self.memory, self.allocator, layout=self.layout, contents=self.contents)
+
+    @cached_property
+    def vmalloc(self) -> Vmalloc:
+        """The vmalloc region."""
+        return Vmalloc(self.slub, self.init_mm)
+
+    @cached_property
+    def stacks(self) -> ThreadStacks:
+        """The kernel stacks of tasks."""
+        return ThreadStacks(self.vmalloc)
+
+    @cached_property
+    def percpu(self) -> PerCpu:
+        """Per-CPU memory, beginning with the chunk that the boot set up."""
+        first = self.start.percpu
+        if first is None or len(first.groups) > 1 or first.atom_size == PAGE_SIZE:
+            raise InputError("only a first chunk in one piece is modelled: one node, and room in the direct map")
+        return PerCpu(self.vmalloc, static_size=first.static_size, reserved_size=first.reserved_size,
+                      dynamic_size=first.dynamic_size, unit_size=first.unit_size, base=self.layout.va(first.groups[0].base))
 
     # -- memory --------------------------------------------------------------------------------------------
 
@@ -219,6 +280,10 @@ class Machine:
             counted = census.free + census.per_cpu + census.allocated + census.reserved
             if census.allocated < 0 or not counted <= census.present <= counted + waiting:
                 raise InvariantError(f"zone {zone.name} of node {zone.nid}: {census} does not add up")
+        # What nobody has asked for yet is not made for a check.
+        for name in ("slub", "vmalloc", "percpu", "stacks", "init_mm"):
+            if name in self.__dict__:
+                self.__dict__[name].check()
 
     def __repr__(self) -> str:
         zones = ", ".join(f"{zone.nid}/{zone.name} {zone.managed_pages}" for zone in self.zones)

@@ -15,6 +15,7 @@ from mmsim.boot.image import TINY_IMAGE, Platform, SratMemory
 from mmsim.constants import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from mmsim.errors import InputError, InvariantError, KernelPanic
 from mmsim.machine import Machine
+from mmsim.paging.mmu import Mmu
 from mmsim.recorded import parse_buddyinfo, parse_iomem, parse_meminfo, parse_zoneinfo
 from mmsim.reference import REFERENCE_MACHINES, big64, qemu_map, qemu_platform, ref256, reference, toy16
 from mmsim.trace import Trace
@@ -409,3 +410,28 @@ def test_a_node_that_lies_inside_another_is_counted_apart():
     outer = machine.zone("DMA32")
     assert outer.spanned_pages > outer.present_pages + 40_000, "node 0 has both ends, the others what is between"
     machine.check()
+
+
+def test_the_kernels_own_memory_comes_into_being_when_it_is_asked_for() -> None:
+    machine = ref256()
+    as_booted = machine.proc("buddyinfo"), machine.memory.nr_free_pages
+    machine.check()
+    assert (machine.proc("buddyinfo"), machine.memory.nr_free_pages) == as_booted
+    stack = machine.stacks.alloc()
+    buffer = machine.percpu.alloc(64)
+    assert stack is not None and buffer is not None
+    assert machine.vmalloc.slub is machine.slub and machine.slub.contents is machine.contents
+    # One set of tables, in the machine's own frames, maps the stack for the CPU.
+    pfn = machine.vmalloc.vmalloc_to_pfn(stack)
+    cpu = Mmu(machine.contents)
+    cpu.write_cr3(machine.init_mm.pgd << 12)
+    assert pfn is not None and cpu.translate(stack, "w", user=False) == pfn << 12
+    assert "dup_task_struct" in machine.proc("vmallocinfo") and "vmap_area" in machine.proc("slabinfo")
+    machine.check()
+
+
+def test_the_per_cpu_first_chunk_is_the_one_that_the_boot_set_up() -> None:
+    machine = ref256()
+    address = machine.percpu.alloc(64)
+    run = machine.provenance.at(machine.layout.pa(address)) if address is not None else None
+    assert run is not None and "pcpu" in run.who
