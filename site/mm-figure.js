@@ -32,6 +32,8 @@ const ICONS = {
 
 const reducedMotion = () => window.matchMedia('(prefers-reduced-motion: reduce)').matches;
 let serial = 0;
+/** Widths of the page's figures, read all at once before the first is built: each later reading would lay the page out again. */
+const widths = new WeakMap();
 
 /** An HTML element with attributes, listeners (on…) and children; strings become text. */
 function h(tag, attributes = {}, ...children) {
@@ -317,7 +319,6 @@ export class MmFigure extends HTMLElement {
   #wait = 0;
   #inspecting = '';
   #busy = false;
-  #said = 0;
 
   connectedCallback() {
     this.#observe();
@@ -551,13 +552,14 @@ export class MmFigure extends HTMLElement {
     ui.count = h('span', { class: 'mm-count', 'aria-hidden': 'true' });
     ui.bar = h('div', { class: 'mm-bar' }, ui.first, ui.back, ui.play, ui.next, ui.scrub, ui.count);
     ui.say = h('p', { class: 'mm-say', 'aria-live': 'polite' });
+    ui.ghosts = [1, 2, 3].map(() => h('p', { class: 'mm-ghost', 'aria-hidden': 'true' }));
     ui.more = h('a', { class: 'mm-more', hidden: true });
     ui.event = h('p', { class: 'mm-event' });
     ui.ask = h('div', { class: 'mm-ask', hidden: true });
     ui.status = h('div', { class: 'mm-status', role: 'status', hidden: true });
     ui.tip = h('div', { class: 'mm-tip', id: `${id}-tip`, role: 'tooltip', hidden: true });
     ui.head = h('div', { class: 'mm-head' }, h('span', { class: 'mm-title' }, title), ui.inspect, ui.link, ui.resetTop);
-    ui.figure = h('div', { class: 'mm-frame-box' }, ui.head, ui.params, ui.stage, ui.bar, ui.say, ui.more, ui.event, ui.ask, ui.status, ui.tip);
+    ui.figure = h('div', { class: 'mm-frame-box' }, ui.head, ui.params, ui.stage, ui.bar, h('div', { class: 'mm-saybox' }, ui.say, ...ui.ghosts), ui.more, ui.event, ui.ask, ui.status, ui.tip);
     this.#ui = ui;
     this.#controls();
     for (const child of [...this.children]) if (child.localName !== 'script') child.remove();
@@ -675,13 +677,10 @@ export class MmFigure extends HTMLElement {
   /* -- frames -- */
 
   #pickLayout(silent = false) {
-    const width = this.#ui.figure.clientWidth || this.clientWidth;
+    const width = (silent && widths.get(this)) || this.clientWidth;
     if (!width) return;
     const layout = width < NARROW_BELOW ? 'narrow' : 'wide';
-    if (layout === this.#layout && this.#film) {
-      if (this.#ui.say.clientWidth !== this.#said) this.#reserve();
-      return;
-    }
+    if (layout === this.#layout && this.#film) return;
     this.#layout = layout;
     if (silent || !this.#film) return;
     if (!this.#payload.layouts?.[layout] && !same(this.#values, this.#baked.values)) this.#recompute(this.#frame + 1);
@@ -713,22 +712,11 @@ export class MmFigure extends HTMLElement {
     this.dispatchEvent(new CustomEvent('mm-payload', { detail: { payload }, bubbles: true }));
   }
 
-  /** Room for the longest sentence, so that the page does not jump while the reader steps. */
+  /** Room for the longest sentence, so that the page does not jump while the reader steps: the style sheet puts it,
+      unseen, in the same cell of a grid. The three with most letters, because letters differ in width. */
   #reserve() {
-    const say = this.#ui.say;
-    this.#said = say.clientWidth;
-    const probe = say.cloneNode();
-    probe.removeAttribute('aria-live');
-    probe.style.cssText = `position:absolute;visibility:hidden;min-height:0;width:${say.clientWidth}px`;
-    say.after(probe);
     const longest = this.#payload.frames.map((frame) => frame.say).sort((a, b) => b.length - a.length);
-    let height = 0;
-    for (const text of longest.slice(0, 3)) {
-      probe.textContent = text;
-      height = Math.max(height, probe.offsetHeight);
-    }
-    probe.remove();
-    say.style.minHeight = `${Math.min(height, 200)}px`;
+    this.#ui.ghosts.forEach((ghost, index) => (ghost.textContent = longest[index] ?? ''));
   }
 
   #draw(animate) {
@@ -1149,6 +1137,7 @@ function follow(hash, scroll) {
 }
 
 if (!customElements.get('mm-figure')) {
+  for (const figure of document.querySelectorAll('mm-figure')) widths.set(figure, figure.clientWidth);
   customElements.define('mm-figure', MmFigure);
   document.addEventListener('click', (event) => {
     if (event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
