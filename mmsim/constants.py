@@ -232,6 +232,9 @@ MREMAP_MAYMOVE = 1
 MREMAP_FIXED = 2
 MREMAP_DONTUNMAP = 4
 MLOCK_ONFAULT = 1
+MS_ASYNC = 1
+MS_INVALIDATE = 2
+MS_SYNC = 4
 MCL_CURRENT = 1
 MCL_FUTURE = 2
 MCL_ONFAULT = 4
@@ -316,6 +319,7 @@ _PAGE_PKEY_MASK = 0xF << _PAGE_BIT_PKEY_BIT0
 _PAGE_SWP_UFFD_WP = _PAGE_USER
 _PAGE_TABLE = 0x67                  # an entry that points to a user table: P RW US A D
 _KERNPG_TABLE = 0x63
+_PAGE_CACHE_MASK = _PAGE_PWT | _PAGE_PCD | _PAGE_PAT
 PTE_PFN_MASK = 0x000F_FFFF_FFFF_F000
 # What pte_modify() keeps. CONFIG_MEM_SOFT_DIRTY, which the recorded kernels have and the compiler's value does not, adds bit 11.
 _PAGE_CHG_MASK = (PTE_PFN_MASK | _PAGE_PCD | _PAGE_PWT | _PAGE_SPECIAL | _PAGE_ACCESSED | _PAGE_DIRTY | _PAGE_DEVMAP
@@ -333,6 +337,31 @@ MAX_SWAPFILES_SHIFT = 5
 MAX_SWAPFILES = 30
 SWP_MIGRATION_READ = 30
 SWP_MIGRATION_WRITE = 31
+
+# -- faults on pages of a process: include/linux/mm_types.h, pagevec.h, fault_around in mm/memory.c -------------------
+VM_FAULT_OOM = 0x1
+VM_FAULT_SIGBUS = 0x2
+VM_FAULT_MAJOR = 0x4
+VM_FAULT_WRITE = 0x8
+VM_FAULT_SIGSEGV = 0x40
+VM_FAULT_NOPAGE = 0x100
+VM_FAULT_LOCKED = 0x200
+VM_FAULT_RETRY = 0x400
+VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV
+FAULT_FLAG_WRITE = 0x1
+FAULT_FLAG_ALLOW_RETRY = 0x4
+FAULT_FLAG_TRIED = 0x20
+FAULT_FLAG_USER = 0x40
+FAULT_FLAG_INSTRUCTION = 0x100
+FAULT_AROUND_BYTES = 65536
+PAGEVEC_SIZE = 15                   # 31 since 6.8
+TASK_RSS_EVENTS_THRESH = 64
+MM_FILEPAGES = 0
+MM_ANONPAGES = 1
+MM_SWAPENTS = 2
+MM_SHMEMPAGES = 3
+SIGBUS = 7
+SIGSEGV = 11
 
 # -- page faults and the TLB: arch/x86/include/asm/trap_pf.h, tlbflush.h ---------------------------------------
 X86_PF_PROT = 1

@@ -5,11 +5,12 @@ The book describes 5.17. A rule exists only where a figure or a test uses it; ea
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 
 from mmsim.errors import InputError
 
-__all__ = ["RELEASES", "Rules", "rules_for"]
+__all__ = ["RELEASES", "Rules", "nearest_release", "rules_for"]
 
 RELEASES = ("5.17", "6.1", "6.12", "6.18")
 
@@ -67,8 +68,19 @@ class Rules:
     mmap_aligns_huge: bool = False
     #: An untouched area may take in a touched neighbour, unless a fork lies between (6.18; not in 6.12).
     merge_into_untouched: bool = False
+    #: What makes a write to a shared anonymous page keep the page: "page_count" (5.17: exactly one reference), "drained" (5.18:
+    #: the same, after the CPU's batch of new pages was emptied), "exclusive" (5.19: a flag says that no fork lies between).
+    cow_reuse: str = "page_count"
+    #: mprotect() that makes private memory writable maps pages that are this process' alone writable at once (in 6.1).
+    mprotect_maps_writable: bool = False
+    #: The first write fault on a clean page of a shared file lets go of the mmap_lock to throttle the writer, and is tried again,
+    #: which counts as major (until 6.0: then such a fault is complete).
+    dirtying_fault_retries: bool = True
     #: mremap() checks the source before it unmaps the destination, and moves several areas at once (6.18; not in 6.12).
     mremap_moves_several: bool = False
+
+    #: VmFlags in smaps names VM_LOCKONFAULT "lf" instead of "??" (in 6.12; not in 6.1).
+    smaps_names_lockonfault: bool = False
 
     def replace(self, **changes: object) -> "Rules":
         """These rules with single behaviours changed. Raise InputError for a name that is no rule."""
@@ -98,4 +110,24 @@ def rules_for(release: str = "5.17") -> Rules:
                  mmap_aligns_huge=since_6_12,
                  mremap_dontunmap_splits_locked=release in ("6.1", "6.12"),
                  mremap_copy_joins_source=release in ("5.17", "6.18"), mremap_copy_joins_others=release == "6.12",
-                 merge_into_untouched=release == "6.18", mremap_moves_several=release == "6.18")
+                 cow_reuse="exclusive" if since_6_1 else "page_count", mprotect_maps_writable=since_6_1,
+                 dirtying_fault_retries=not since_6_1,
+                 merge_into_untouched=release == "6.18", mremap_moves_several=release == "6.18",
+                 smaps_names_lockonfault=since_6_12)
+
+
+def nearest_release(running: str) -> str:
+    """The known release whose rules fit a running kernel best: the newest that is not newer, or else the oldest.
+
+    Raise InputError for a text that is no release.
+
+    >>> nearest_release("6.6.51-generic"), nearest_release("4.19"), nearest_release("6.18.3")
+    ('6.1', '5.17', '6.18')
+    """
+    def number(text: str) -> tuple[int, int]:
+        found = re.match(r"(\d+)\.(\d+)", text)
+        if not found:
+            raise InputError(f"no release of Linux: {text!r}")
+        return int(found[1]), int(found[2])
+    older = [release for release in RELEASES if number(release) <= number(running)]
+    return max(older, key=number) if older else RELEASES[0]

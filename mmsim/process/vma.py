@@ -57,15 +57,16 @@ VM_FLAG_NAMES: dict[int, str] = {
 }
 
 
-def vm_flag_names(vm_flags: int) -> str:
+def vm_flag_names(vm_flags: int, lockonfault: str = "??") -> str:
     """The VmFlags line of smaps for these flags, lowest bit first.
 
-    5.17: fs/proc/task_mmu.c, show_smap_vma_flags(). A flag that has no letters there, VM_LOCKONFAULT, shows as "??".
+    5.17: fs/proc/task_mmu.c, show_smap_vma_flags(). A flag that has no letters there, VM_LOCKONFAULT, shows as "??";
+    later kernels give it some (``lockonfault``).
 
     >>> vm_flag_names(0x100073)
     'rd wr mr mw me ac'
     """
-    return " ".join(VM_FLAG_NAMES.get(1 << bit, "??") for bit in range(vm_flags.bit_length()) if vm_flags >> bit & 1)
+    return " ".join(VM_FLAG_NAMES.get(1 << bit, lockonfault) for bit in range(vm_flags.bit_length()) if vm_flags >> bit & 1)
 
 
 def prot_text(vm_flags: int) -> str:

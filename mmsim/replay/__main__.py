@@ -1,5 +1,7 @@
 """``python3 -m mmsim.replay PATH…``: replay recordings and print, per file, how much of it the model agrees with.
 
+``python3 -m mmsim.replay record KIND`` makes a recording of the running kernel and replays that (:mod:`mmsim.replay.record`).
+
 Exit status 0: everything compared agrees; 1: something differs; 2: a file cannot be used, or nothing was compared.
 """
 
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from mmsim.errors import InputError
 from mmsim.replay.driver import FileReport, find_files, replay_file
+from mmsim.replay.record import record
 from mmsim.replay.registry import load_handlers, registrations
 
 __all__ = ["main"]
@@ -21,7 +24,8 @@ __all__ = ["main"]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m mmsim.replay", description="Replay recorded kernel runs in the model.",
-        epilog="exit status: 0 all agrees, 1 something differs, 2 a file cannot be used or nothing was compared")
+        epilog="'record vma|faults|place' records the running kernel instead (record --help); "
+        "exit status: 0 all agrees, 1 something differs, 2 a file cannot be used or nothing was compared")
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a recorded file, or a directory to search for them")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--list", action="store_true", help="list the files that are recognised, and what is compared in them")
@@ -48,6 +52,9 @@ def _summary(reports: Sequence[FileReport]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["record"]:
+        return record(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
     load_handlers()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmsim.errors import InputError, InvariantError, KernelError
-from mmsim.replay.registry import Check, handler_for
+from mmsim.replay.registry import Check, Handler, handler_for
 
-__all__ = ["FileReport", "SHOWN", "find_files", "replay_file"]
+__all__ = ["FileReport", "SHOWN", "find_files", "replay_checks", "replay_file"]
 
 #: How many disagreements of a file are shown in full.
 SHOWN = 5
@@ -90,9 +90,13 @@ def replay_file(path: Path, *, debug: bool = False) -> FileReport:
     registration = handler_for(path)
     if registration is None:
         return FileReport(path, covered=False)
-    report = FileReport(path, compares=registration.compares)
+    return replay_checks(FileReport(path, compares=registration.compares), registration.handler, debug=debug)
+
+
+def replay_checks(report: FileReport, handler: Handler, *, debug: bool = False) -> FileReport:
+    """Count into ``report`` what a handler says of its file."""
     try:
-        for check in registration.handler(path):
+        for check in handler(report.path):
             _count(report, check)
         if not report.total:
             report.error = "holds nothing to compare: it is empty or truncated"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from mmsim.replay.registry import Check, replays, same
 from mmsim.rules import RELEASES, Rules, rules_for
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE, u64
 
-__all__ = ["fuzz", "merge_decisions", "places"]
+__all__ = ["fuzz", "fuzz_sequence", "merge_decisions", "place_sequence", "places"]
 
 
 # -- vma_merge -----------------------------------------------------------------------------------------------
@@ -160,7 +161,8 @@ class _Fuzzer:
             start, end = max(vma.vm_start - _BASE, 0), min(vma.vm_end - _BASE, self.pages * PAGE_SIZE)
             row: list[Any] = [start >> PAGE_SHIFT, end >> PAGE_SHIFT, prot_text(vma.vm_flags),
                               vma.vm_pgoff if vma.vm_file is not None else 0, self._kind(vma)]
-            rows.append(row + [vm_flag_names(vma.vm_flags)] if self.with_flags else row)
+            lockonfault = "lf" if self.mm.rules.smaps_names_lockonfault else "??"
+            rows.append(row + [vm_flag_names(vma.vm_flags, lockonfault)] if self.with_flags else row)
         return rows
 
     def heap(self) -> list[list[Any]]:
@@ -169,53 +171,69 @@ class _Fuzzer:
                 for vma in self.mm.tree.overlapping(_BRK, _BRK + (64 << 20))]
 
 
+def release_in(path: Path, example: str) -> str:
+    """The release that a file's name says. Raise InputError where it says none that has rules."""
+    named = re.search(r"-(\d+\.\d+)", path.name)
+    if not named or named[1] not in RELEASES:
+        raise InputError(f"the name does not say a known release ({example}): {path.name}")
+    return named[1]
+
+
+def fuzz_sequence(record: Record, rules: Rules, with_flags: bool) -> Iterator[Check]:
+    """One sequence under some rules, up to its first disagreement."""
+    fuzzer = _Fuzzer(record, rules, with_flags)
+    for number, step in enumerate(record["ops"]):
+        got_result = fuzzer.run(step)
+        fuzzer.mm.check()
+        expected = (step["ret"], step["errno"], step["maps"], step["heap"])
+        got = (*got_result, fuzzer.areas(), fuzzer.heap())
+        told = {name: value for name, value in step.items() if name not in ("ret", "errno", "maps", "heap")}
+        check = same(f"seed {record['seed']}, call {number}: {told}", expected, got)
+        yield check
+        if not check.agrees:
+            break
+
+
 @replays("vma/fuzz-maps-*.jsonl*", "vma/fuzz-smaps-*.jsonl*")
 def fuzz(path: Path) -> Iterator[Check]:
     """After each of the random system calls: its result, errno, and every area in the range (start, end, permissions,
     offset, kind, and VmFlags in fuzz-smaps), and the heap; under the release in the file's name."""
-    named = re.search(r"-(\d+\.\d+)", path.name)
-    if not named or named[1] not in RELEASES:
-        raise InputError(f"the name does not say a known release (fuzz-maps-5.17): {path.name}")
-    rules, with_flags = rules_for(named[1]), "smaps" in path.name
+    rules, with_flags = rules_for(release_in(path, "fuzz-maps-5.17")), "smaps" in path.name
     for record in read_jsonl(path):
-        fuzzer = _Fuzzer(record, rules, with_flags)
-        for number, step in enumerate(record["ops"]):
-            got_result = fuzzer.run(step)
-            fuzzer.mm.check()
-            expected = (step["ret"], step["errno"], step["maps"], step["heap"])
-            got = (*got_result, fuzzer.areas(), fuzzer.heap())
-            told = {name: value for name, value in step.items() if name not in ("ret", "errno", "maps", "heap")}
-            check = same(f"seed {record['seed']}, call {number}: {told}", expected, got)
-            yield check
-            if not check.agrees:
-                break
+        yield from fuzz_sequence(record, rules, with_flags)
 
 
 # -- places --------------------------------------------------------------------------------------------------
+
+def place_sequence(record: Record, rules: Rules) -> Iterator[Check]:
+    """One sequence of mappings under some rules. ``mmap_base`` in a record (in pages) says that it was made with ASLR."""
+    layout = fixed_layout()
+    if "mmap_base" in record:
+        layout = replace(layout, mmap_base=record["mmap_base"] << PAGE_SHIFT)
+    mm = Mm(layout, rules=rules, privileged=True)
+    calls = SystemCalls(mm)
+    for start, end in record["start_maps"]:
+        if end << PAGE_SHIFT <= TASK_SIZE:
+            is_stack = end << PAGE_SHIFT == TASK_SIZE
+            # What these areas are does not matter here, only that nothing merges with them.
+            vma = Vma(start << PAGE_SHIFT, end << PAGE_SHIFT, VM_STACK_FLAGS if is_stack else VM_SHARED | VM_MAYSHARE, start)
+            mm.link(vma)
+            mm.vm_stat_account(vma.vm_flags, vma.pages)
+    for number, step in enumerate(record["ops"]):
+        if step["op"] == "munmap":
+            calls.munmap(step["page"] << PAGE_SHIFT, step["len"] << PAGE_SHIFT)
+            continue
+        address = calls.mmap(step["hint"] << PAGE_SHIFT, step["len"] << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS)
+        mm.check()
+        yield same(f"seed {record['seed']}, call {number}: mmap({step['hint']:#x}, {step['len']}) -> page",
+                   step["page"], address >> PAGE_SHIFT)
+
 
 @replays("vma/place-*.jsonl*")
 def places(path: Path) -> Iterator[Check]:
     """Where mmap() puts each mapping, with and without a hint, between the areas of a real process without ASLR; under the
     release in the file's name."""
-    named = re.search(r"-(\d+\.\d+)", path.name)
-    if not named or named[1] not in RELEASES:
-        raise InputError(f"the name does not say a known release (place-5.17): {path.name}")
+    rules = rules_for(release_in(path, "place-5.17"))
     for record in read_jsonl(path):
-        mm = Mm(fixed_layout(), rules=rules_for(named[1]), privileged=True)
-        calls = SystemCalls(mm)
-        for start, end in record["start_maps"]:
-            if end << PAGE_SHIFT <= TASK_SIZE:
-                is_stack = end << PAGE_SHIFT == TASK_SIZE
-                # What these areas are does not matter here, only that nothing merges with them.
-                vma = Vma(start << PAGE_SHIFT, end << PAGE_SHIFT, VM_STACK_FLAGS if is_stack else VM_SHARED | VM_MAYSHARE, start)
-                mm.link(vma)
-                mm.vm_stat_account(vma.vm_flags, vma.pages)
-        for number, step in enumerate(record["ops"]):
-            if step["op"] == "munmap":
-                calls.munmap(step["page"] << PAGE_SHIFT, step["len"] << PAGE_SHIFT)
-                continue
-            address = calls.mmap(step["hint"] << PAGE_SHIFT, step["len"] << PAGE_SHIFT, PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS)
-            mm.check()
-            yield same(f"seed {record['seed']}, call {number}: mmap({step['hint']:#x}, {step['len']}) -> page",
-                       step["page"], address >> PAGE_SHIFT)
+        yield from place_sequence(record, rules)
