@@ -16,7 +16,7 @@ VM_EVENTS: tuple[str, ...] = (
     "allocstall_dma", "allocstall_dma32", "allocstall_normal", "allocstall_movable",
     "pgskip_dma", "pgskip_dma32", "pgskip_normal", "pgskip_movable",
     "pgfree", "pgactivate", "pgdeactivate", "pglazyfree", "pgfault", "pgmajfault", "pglazyfreed",
-    "pageoutrun", "drop_pagecache", "drop_slab", "oom_kill",
+    "pgreuse", "pageoutrun", "drop_pagecache", "drop_slab", "oom_kill",
     "compact_stall", "compact_fail", "compact_success",
 )
 
