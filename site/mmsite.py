@@ -22,6 +22,8 @@ from urllib.parse import quote
 import pydata_sphinx_theme
 from docutils import nodes
 from docutils.utils.math import latex2mathml
+from fontTools.subset import Subsetter
+from fontTools.ttLib import TTFont
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -61,7 +63,7 @@ def icon_styles(script: str) -> str:
     """
     rules = [
         "/* Icons: Font Awesome Free, https://fontawesome.com/license/free, CC BY 4.0 */",
-        '[class*="fa-"]:is(i,span){display:inline-block;width:1.1em;height:1em;vertical-align:-.125em;background:currentColor;'
+        '[class*="fa-"]:is(i,span){display:inline-block;flex:none;width:1.1em;height:1em;vertical-align:-.125em;background:currentColor;'
         "-webkit-mask:var(--mm-icon) center/contain no-repeat;mask:var(--mm-icon) center/contain no-repeat}",
         ".fa-lg{font-size:1.25em}",
     ]
@@ -142,6 +144,30 @@ def drop_files(app: Sphinx, exception: Exception | None) -> None:
     for path in (*static.glob("scripts/*.js"), *static.glob("styles/*.css")):      # the maps are gone
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"\n(//|/\*)# sourceMappingURL=[^\n]*\s*$", "\n", text), encoding="utf-8")
+    shrink_icon_font(static)
+
+
+def shrink_icon_font(static: Path) -> None:
+    """Keep of the theme's icon font the 30 glyphs that its style sheet puts before titles and links.
+
+    Icons in buttons are drawn by mm-icons.css, so the 1 900 rules that name a glyph for each ``fa-…`` class go too.
+    """
+    sheet = static / "styles" / "pydata-sphinx-theme.css"
+    fonts = static / "vendor" / "fontawesome" / "webfonts"
+    text = re.sub(r'(?:\.fa-[\w-]+:{1,2}before,?)+\{content:"[^"]*"\}', "", sheet.read_text(encoding="utf-8"))
+    glyphs = {ord(one) for one in text if "\ue000" <= one <= "\uf8ff"}
+    glyphs |= {int(one, 16) for one in re.findall(r'"\\([ef][0-9a-f]{3})"', text)}
+    for path in sorted(fonts.glob("*.ttf")):
+        font = TTFont(path)
+        subsetter = Subsetter()
+        subsetter.populate(unicodes=glyphs)
+        subsetter.subset(font)
+        font.flavor = "woff"
+        font.save(path.with_suffix(".woff"))
+        path.unlink()
+        path.with_suffix(".woff2").unlink()
+    text = re.sub(r'\.woff2\) format\("woff2"\),url\([^)]*\.ttf\) format\("truetype"\)', '.woff) format("woff")', text)
+    sheet.write_text(text, encoding="utf-8")
 
 
 # -- links that drive figures ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup, Tag
+from fontTools.ttLib import TTFont
 
 import mmsim.figures
 from mmsim.draw.figure import figures, find
@@ -168,7 +169,7 @@ def loaded_files(page: Path) -> set[Path]:
         if path.suffix == ".css":
             for address in re.findall(r"url\(\s*[\"']?([^\"')]+)", path.read_text(encoding="utf-8")):
                 target = (path.parent / urlsplit(address).path).resolve()
-                if not address.startswith(("data:", "#")) and target.suffix not in (".ttf", ".eot", ".woff"):
+                if not address.startswith(("data:", "#")) and target.suffix not in (".ttf", ".eot"):
                     todo.append(target)
         elif path.suffix in (".js", ".mjs") and path.parent.name == "mm":
             for address in re.findall(r"(?:from|import)\s*\(?\s*[\"'](\.[^\"']+)[\"']", path.read_text(encoding="utf-8")):
@@ -203,6 +204,14 @@ def test_every_icon_of_the_theme_is_drawn(site: Path, entry: str) -> None:
     for icon in soup(page_of(site, entry)).find_all(["i", "span"], class_=re.compile(r"^fa-")):
         names = [name for name in icon["class"] if name.startswith("fa-") and name not in NO_ICON]
         assert any(f".fa-{name.removeprefix('fa-')}{{" in drawn for name in names), names
+
+
+def test_the_icon_font_holds_the_glyphs_of_the_style_sheet_and_no_others(site: Path) -> None:
+    sheet = (site / "_static/styles/pydata-sphinx-theme.css").read_text(encoding="utf-8")
+    wanted = {ord(one) for one in re.findall(r'--pst-icon-[\w-]+:"(.)"', sheet)}
+    fonts = [TTFont(path) for path in (site / "_static/vendor/fontawesome/webfonts").iterdir()]
+    glyphs = set().union(*(font.getBestCmap() for font in fonts))
+    assert len(wanted) > 10 and wanted <= glyphs and len(glyphs) < 60
 
 
 def test_pyodide_and_the_wheel_are_there_and_as_large_as_the_manifest_says(site: Path) -> None:
