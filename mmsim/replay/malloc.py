@@ -34,6 +34,9 @@ _IMAGE = 0x17000
 _TOTALRAM = 501144 // 4
 #: What the program says by "mallopt" in a record's first operation: its number for a parameter.
 _MALLOPT = {1: M_MMAP_THRESHOLD, 2: M_TRIM_THRESHOLD, 3: M_TOP_PAD, 4: M_MXFAST}
+#: The recorded program notes each operation in 80 bytes of a mapped file: at these offsets before it reads its own count of
+#: faults, at 72 afterwards. The first touch of a page of the file is a fault of its own.
+_NOTE, _NOTED_BEFORE, _NOTED_AFTER = 80, (4, 16, 48), 72
 _CALLS = {"brk": 1, "mmap": 4, "munmap": 2, "mremap": 4, "madvise": 3, "mprotect": 3}
 
 
@@ -111,6 +114,16 @@ class _Player:
         self.program.sbrk(0)                    # the recorded program asked where its heap begins
         self.program.log.clear()
         self.slots: dict[int, int] = {}
+        self.number = 0
+        self.noted: set[int] = set()
+        self.own_faults = 0
+
+    def _note(self, *offsets: int) -> None:
+        """The recorder writes to its own file."""
+        for offset in offsets:
+            page = (self.number * _NOTE + offset) // PAGE_SIZE
+            self.own_faults += page not in self.noted
+            self.noted.add(page)
 
     def run(self, op: dict[str, Any]) -> dict[str, Any]:
         """Make one operation, and say what the recorder would have written."""
@@ -144,11 +157,15 @@ class _Player:
             if memory and op["op"] != "free":
                 said["usable"] = libc.usable_size(memory)
         said["sbrk"] = self.program.sbrk(0) - self.heap
+        self._note(*_NOTED_BEFORE)
+        said["minflt"] = self.program.minflt + self.own_faults
+        self._note(_NOTED_AFTER)
+        self.number += 1
         return said
 
 
 def _expected(op: dict[str, Any]) -> dict[str, Any]:
-    said = {key: op[key] for key in ("off", "usable", "sbrk") if key in op}
+    said: dict[str, Any] = {key: op[key] for key in ("off", "usable", "sbrk") if key in op}
     if "mmap" in op:
         said["mmap"] = _number(op["mmap"])
     if op["op"] == "malloc_trim":
@@ -160,17 +177,25 @@ def _expected(op: dict[str, Any]) -> dict[str, Any]:
 @replays("linux-5.17-userland/ch04_seq*.jsonl*", "linux-5.17-userland/ch04_scripts*.jsonl*")
 def sequences(path: Path) -> Iterator[Check]:
     """For every malloc, calloc, realloc, memalign, free, malloc_trim: where the memory lies, how much of it is usable, where
-    the heap ends then, and each brk, mmap, munmap, mremap and madvise with arguments and result."""
+    the heap ends then, each brk, mmap, munmap, mremap and madvise with arguments and result, and the minor faults (from the
+    second operation on: before the first, the program had those of its start)."""
     for record in read_jsonl(path):
         player = _Player(record)
         name = record["script"] or f"seed {record['seed']}"
+        recorded = modelled = None
         for number, op in enumerate(record["ops"]):
+            label = f"{record['config']}, {name}, operation {number} ({op['op']} {op.get('size', '')})"
+            expected = _expected(op)
             try:
                 said = player.run(op)
             except ProgramSignal as signal:
-                yield Check(f"{record['config']}, {name}, operation {number} ({op['op']})", False, _expected(op), str(signal))
+                yield Check(label, False, expected, str(signal))
                 break
-            yield same(f"{record['config']}, {name}, operation {number} ({op['op']} {op.get('size', '')})", _expected(op), said)
+            faults = said.pop("minflt")
+            if recorded is not None and modelled is not None:
+                expected["faults"], said["faults"] = op["minflt"] - recorded, faults - modelled
+            recorded, modelled = op["minflt"], faults
+            yield same(label, expected, said)
 
 
 @replays("linux-5.17-userland/ch04_bugs*.jsonl*")

@@ -165,8 +165,11 @@ class Ptmalloc(Library, Allocator):
             int_free(self, self.arena_for_chunk(chunk), chunk, False)
 
     def calloc(self, count: int, size: int) -> int:
-        """Zeroed memory for an array. It never comes from the thread cache, and what is fresh from the kernel is not
-        cleared again. 2.36: malloc/malloc.c, __libc_calloc()."""
+        """Zeroed memory for an array. It never comes from the thread cache, and what the kernel gave for this very request is
+        not cleared again: Linux builds glibc with MORECORE_CLEARS=2, for what sbrk() returns is always fresh.
+
+        2.36: malloc/malloc.c, __libc_calloc(); sysdeps/unix/sysv/linux/Makefile.
+        """
         count, size = u64(count), u64(size)
         total = count * size
         if total > PTRDIFF_MAX:
@@ -177,9 +180,7 @@ class Ptmalloc(Library, Allocator):
         old_top = used_top = 0
         if arena is not None:
             old_top, used_top = arena.top, self.chunksize(arena.top)
-            if self.is_main(arena):
-                used_top = max(used_top, u64(self.mp.sbrk_base + arena.max_system_mem - old_top))
-            else:
+            if not self.is_main(arena):
                 heap = heap_for(self, old_top)
                 used_top = max(used_top, heap.address + heap.mprotect_size - old_top)
         memory = int_malloc(self, arena, total)
