@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
+from mmsim.errors import InputError
 from mmsim.process.mm import Mm
 from mmsim.process.vma import Vma, prot_text
 from mmsim.units import PAGE_SHIFT
 
-__all__ = ["maps", "vma_header", "vma_name"]
+__all__ = ["AreaLine", "area_line", "maps", "vma_header", "vma_name"]
 
 #: Where the name begins: 25 columns and six for each byte of a pointer.
 _NAME_COLUMN = 25 + 8 * 6 - 1
+_LINE = re.compile(r"([0-9a-f]{8,16})-([0-9a-f]{8,16}) ([r-][w-][x-][ps]) ([0-9a-f]{8,16}) ([0-9a-f]{2,}):([0-9a-f]{2,}) (\d+) *(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class AreaLine:
+    """One line of maps: addresses and offset in bytes.
+
+    >>> AreaLine.parse("7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0                          [stack]").name
+    '[stack]'
+    """
+
+    start: int
+    end: int
+    perms: str
+    offset: int = 0
+    device: tuple[int, int] = (0, 0)
+    inode: int = 0
+    name: str = ""
+
+    def text(self) -> str:
+        """The line, without a newline; without a name it ends in a blank.
+
+        5.17: fs/proc/task_mmu.c, show_vma_header_prefix() and show_map_vma(). A newline in a name is printed as ``\\012``.
+        """
+        major, minor = self.device
+        line = f"{self.start:08x}-{self.end:08x} {self.perms} {self.offset:08x} {major:02x}:{minor:02x} {self.inode} "
+        name = self.name.replace("\n", "\\012")
+        return line.ljust(_NAME_COLUMN) + " " + name if name else line
+
+    @classmethod
+    def parse(cls, text: str) -> "AreaLine":
+        """Read a line. Raise InputError for one that is none."""
+        found = _LINE.fullmatch(text)
+        if not found:
+            raise InputError(f"no line of maps: {text[:80]!r}")
+        start, end, perms, offset, major, minor, inode, name = found.groups()
+        return cls(int(start, 16), int(end, 16), perms, int(offset, 16), (int(major, 16), int(minor, 16)), int(inode),
+                   name.replace("\\012", "\n"))
 
 
 def vma_name(mm: Mm, vma: Vma) -> str:
@@ -25,18 +67,17 @@ def vma_name(mm: Mm, vma: Vma) -> str:
     return f"[anon:{vma.anon_name}]" if vma.anon_name is not None else ""
 
 
-def vma_header(mm: Mm, vma: Vma) -> str:
-    """The area's line, without a newline; anonymous memory shows no offset and no device.
+def area_line(mm: Mm, vma: Vma) -> AreaLine:
+    """The area's line; anonymous memory shows no offset and no device (5.17: fs/proc/task_mmu.c, show_map_vma())."""
+    file = vma.vm_file
+    if file is None:
+        return AreaLine(vma.vm_start, vma.vm_end, prot_text(vma.vm_flags), name=vma_name(mm, vma))
+    return AreaLine(vma.vm_start, vma.vm_end, prot_text(vma.vm_flags), vma.vm_pgoff << PAGE_SHIFT, file.device, file.inode, file.path)
 
-    5.17: fs/proc/task_mmu.c, show_vma_header_prefix() and show_map_vma(). A line without a name ends in a blank.
-    """
-    (major, minor), inode, offset = (0, 0), 0, 0
-    if vma.vm_file is not None:
-        (major, minor), inode, offset = vma.vm_file.device, vma.vm_file.inode, vma.vm_pgoff << PAGE_SHIFT
-    text = (f"{vma.vm_start:08x}-{vma.vm_end:08x} {prot_text(vma.vm_flags)} {offset:08x} "
-            f"{major:02x}:{minor:02x} {inode} ")
-    name = vma_name(mm, vma)
-    return text.ljust(_NAME_COLUMN) + " " + name if name else text
+
+def vma_header(mm: Mm, vma: Vma) -> str:
+    """The text of :func:`area_line`."""
+    return area_line(mm, vma).text()
 
 
 def maps(mm: Mm) -> str:
