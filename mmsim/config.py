@@ -27,6 +27,8 @@ class Config:
     numa: bool = True
     #: CONFIG_MEMCG: a page knows the cgroup that it is charged to.
     memcg: bool = True
+    #: CONFIG_PAGE_TABLE_ISOLATION, on a CPU that needs it: user space runs on tables from which the kernel is all but gone.
+    pti: bool = False
 
     @property
     def migrate_cma(self) -> int:

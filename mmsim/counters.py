@@ -18,6 +18,7 @@ VM_EVENTS: tuple[str, ...] = (
     "pgfree", "pgactivate", "pgdeactivate", "pglazyfree", "pgfault", "pgmajfault", "pglazyfreed",
     "pgreuse", "pageoutrun", "drop_pagecache", "drop_slab", "oom_kill",
     "compact_stall", "compact_fail", "compact_success",
+    "direct_map_level2_splits", "direct_map_level3_splits",
 )
 
 

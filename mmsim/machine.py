@@ -33,8 +33,8 @@ from mmsim.kernel.stacks import ThreadStacks
 from mmsim.kernel.vmalloc import Vmalloc
 from mmsim.klog import KernelLog
 from mmsim.paging.contents import FrameContents
-from mmsim.paging.init_mm import init_mm_tables
-from mmsim.paging.tables import PageTables, TableMemory
+from mmsim.paging.init_mm import InitMm, init_mm_tables
+from mmsim.paging.tables import TableMemory
 from mmsim.physical.buddy import check_zone
 from mmsim.physical.frames import PG, Frames
 from mmsim.physical.memory import PhysicalMemory
@@ -142,13 +142,11 @@ class Machine:
     # -- the kernel's own memory ---------------------------------------------------------------------------
 
     @cached_property
-    def init_mm(self) -> PageTables:
+    def init_mm(self) -> InitMm:
         """The kernel's page tables, whose upper half every process shares. Raise InputError for a machine whose boot built
         no direct map.
         """
-        if self.setup.direct_map is None:
-            raise InputError("this machine's boot built no direct map")
-        return init_mm_tables(self.tables, self.setup.direct_map, self.image)
+        return init_mm_tables(self.tables, self.setup, self.start, self.layout)
 
     @cached_property
     def slub(self) -> Slub:

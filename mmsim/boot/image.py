@@ -58,6 +58,11 @@ class KernelImage:
     brk_start: int = 0
     #: The trampoline that starts the other CPUs in real mode, in whole pages, below 1 MiB.
     real_mode_size: int = 0x6000
+    #: Parts of it: read-only up to here, executable from here to the end of that part; and the interrupt descriptor table,
+    #: a page of .bss.
+    real_mode_ro_end: int = 0x2000
+    real_mode_text: int = 0x1000
+    idt_offset: int = 0x1000
     #: struct pglist_data, exact or in whole pages: those of nodes with memory are allocated in whole pages.
     sizeof_pg_data_t: int = 0x5000
     sizeof_mem_section: int = 32
@@ -117,6 +122,21 @@ class KernelImage:
         """
         shares = 64 * KIB + self.pgt_buf_pages * PAGE_SIZE + (64 * KIB if self.brk_other_bytes else 0)
         return align_up(self.end + shares, PAGE_SIZE)
+
+    @property
+    def idt_table(self) -> int:
+        """The interrupt descriptor table's page, which is made read-only."""
+        return align_up(self.bss[0], PAGE_SIZE) + self.idt_offset
+
+    @property
+    def entry_text(self) -> tuple[int, int]:
+        """[__entry_text_start, __entry_text_end): the code by which the kernel is entered and left.
+
+        The linker gives it 2 MiB pages of its own, the last whole one of .text; a kernel too small for that has it in the
+        last two pages (a guess). 5.17: arch/x86/kernel/vmlinux.lds.S, ALIGN_ENTRY_TEXT_BEGIN.
+        """
+        end = align_down(self.text[1], 2 * MIB)
+        return (end - 2 * MIB, end) if end - 2 * MIB >= self.text[0] else (self.text[1] - 2 * PAGE_SIZE, self.text[1])
 
     @property
     def gaps(self) -> tuple[tuple[str, int, int], ...]:

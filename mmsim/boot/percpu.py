@@ -11,7 +11,7 @@ them; what is left of each block goes back to memblock::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmsim.boot.image import KernelImage
 from mmsim.boot.memblock import Memblock
@@ -54,6 +54,9 @@ class PerCpuLayout:
     upa: int
     groups: list[PerCpuGroup]
     atom_size: int = ATOM_SIZE
+    #: A chunk of single pages: their addresses, in the order in which they are mapped, and those of its page tables.
+    pages: list[int] = field(default_factory=list)
+    tables: list[int] = field(default_factory=list)
 
     @property
     def size_sum(self) -> int:
@@ -179,12 +182,14 @@ def page_first_chunk(memblock: Memblock, image: KernelImage, cpu_to_node: Sequen
     pages = allocate(pages_size, 64, "pcpu_page_first_chunk")
     for cpu, node in enumerate(cpu_to_node):
         for _ in range(unit_pages):
-            if not _fc_alloc(memblock, node, online, PAGE_SIZE, PAGE_SIZE):
+            page = _fc_alloc(memblock, node, online, PAGE_SIZE, PAGE_SIZE)
+            layout.pages.append(page)
+            if not page:
                 printk(f"percpu: failed to allocate {PAGE_SIZE // KIB}K page for cpu{cpu}")
                 raise KernelPanic("cannot initialize percpu area (err=-12)")
     # Tables of the vmalloc area: a PUD, a PMD, and a PTE table for each 2 MiB of units.
     for _ in range(2 + -(-unit_size * len(cpus) // (2 * MIB))):
-        allocate(PAGE_SIZE, PAGE_SIZE, "pcpu_populate_pte")
+        layout.tables.append(allocate(PAGE_SIZE, PAGE_SIZE, "pcpu_populate_pte"))
     printk(f"percpu: {unit_pages} {PAGE_SIZE // KIB}K pages/cpu s{static} r{reserved} d{layout.dynamic_size}")
     _setup_first_chunk(image, layout, len(cpus), allocate, printk)
     memblock.free(pages, pages_size)

@@ -110,6 +110,8 @@ class Boot:
         #: Huge pages too large for the buddy allocator, taken while memblock still serves: (base, size).
         self.gigantic_pages: list[tuple[int, int]] = []
         self.direct_map: DirectMap | None = None
+        #: Where the code lies that starts the other CPUs, below 1 MiB.
+        self.real_mode = 0
         self.memory: PhysicalMemory | None = None
 
     # -- helpers -------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ class Boot:
         memblock.set_current_limit(ISA_END_ADDRESS)
         self.e820.memblock_setup(memblock)
         self.note("memblock", "e820__memblock_setup", "memblock knows what is RAM, and what the image and the boot loader have.")
-        memblock.phys_alloc_range(self.image.real_mode_size, PAGE_SIZE, 0, MIB, "reserve_real_mode")
+        self.real_mode = memblock.phys_alloc_range(self.image.real_mode_size, PAGE_SIZE, 0, MIB, "reserve_real_mode")
         memblock.reserve(0, MIB, "reserve_real_mode", who="first MiB")
         self.note("memblock", "reserve_real_mode", "The whole first MiB stays reserved: BIOSes write into it.")
 

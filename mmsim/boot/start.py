@@ -60,6 +60,8 @@ class StartKernel:
         self.reserves = Reserves([node.zones for node in self.memory.nodes.values()])
         #: /proc/sys/vm, as far as it moves watermarks.
         self.tunables = VmTunables(self.reserves, self.after_wmarks)
+        #: Page tables of the CPU entry areas, and perhaps of what else is mapped then: addresses.
+        self.entry_area_tables: list[int] = []
         #: Frames of top-level page tables for vmalloc, allocated as soon as the buddy allocator can.
         self.vmalloc_tables: list[int] = []
         self.totalcma_pages = boot.cma[1] // PAGE_SIZE
@@ -171,7 +173,7 @@ class StartKernel:
     def trap_init(self) -> None:
         """Page tables for the CPU entry areas. 5.17: arch/x86/mm/cpu_entry_area.c, setup_cpu_entry_areas()."""
         for _ in range(self.image.cpu_entry_area_tables):
-            self._alloc(PAGE_SIZE, PAGE_SIZE, "spp_getpage")
+            self.entry_area_tables.append(self._alloc(PAGE_SIZE, PAGE_SIZE, "spp_getpage"))
         self.boot.driver_requests("spp_getpage")
 
     def swiotlb_init(self) -> None:

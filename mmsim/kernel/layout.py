@@ -116,7 +116,8 @@ class Layout:
         self.page_offset, self.vmalloc_start, self.vmemmap_start = PAGE_OFFSET_BASE, VMALLOC_BASE, VMEMMAP_BASE
         self.direct_map_size = 1 << MAX_PHYSMEM_BITS
         self.image_window = GIB if randomize_base else 512 * MIB
-        #: How far the image was moved from the place it was linked for, and the same for its physical place.
+        #: How far the image's addresses were moved from those it was linked for; what to add to such an address, less the start
+        #: of the region, for the physical one. The boot loader's place for the image is kept.
         self.kernel_offset = self.phys_base = self.module_offset = 0
         if seed is not None:
             if not randomize_base:
@@ -126,6 +127,7 @@ class Layout:
             random = Random(f"image {seed}")
             slots = 1 + (self.image_window - LOAD_PHYSICAL_ADDR - image_size) // PHYSICAL_ALIGN
             self.kernel_offset = random.getrandbits(64) % slots * PHYSICAL_ALIGN
+            self.phys_base = -self.kernel_offset
             # Modules move by whole pages, so that their addresses do not give the image away.
             self.module_offset = (random.getrandbits(32) % 1024 + 1) * PAGE_SIZE
         self.vmalloc_end = self.vmalloc_start + VMALLOC_SIZE - 1

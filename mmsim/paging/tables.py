@@ -8,8 +8,9 @@ itself. The upper half of the top table is the kernel's and the same for all::
                      │       (or, with PSE in the pmd entry, a page of 2 MiB; in the pud entry 1 GiB)
     256..511: the kernel's, copied from its own pgd
 
-5.17: mm/memory.c, arch/x86/mm/pgtable.c. Left out: locks, the quick list of mmu_gather (tables are freed at once), and the
-second PGD of page-table isolation.
+With page-table isolation the PGD is a pair of frames (:mod:`mmsim.paging.pti`).
+
+5.17: mm/memory.c, arch/x86/mm/pgtable.c. Left out: locks, the quick list of mmu_gather (tables are freed at once).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import NamedTuple
 
 from mmsim.constants import (
     _GFP_ZERO,
-    _KERNPG_TABLE,
+    _PAGE_NX,
     _PAGE_PRESENT,
     _PAGE_PSE,
     _PAGE_TABLE,
+    _PAGE_USER,
     GFP_KERNEL,
     GFP_KERNEL_ACCOUNT,
     PTE_PFN_MASK,
@@ -67,26 +69,42 @@ class TableMemory:
         #: The frames that are tables now, with their level.
         self.level_of: dict[int, int] = {}
 
-    def alloc(self, level: int, gfp_mask: int = GFP_PGTABLE_USER) -> int:
-        """A zeroed frame for a table of ``level``. Raise Errno ENOMEM if there is none.
+    def alloc(self, level: int, gfp_mask: int = GFP_PGTABLE_USER, order: int = 0) -> int:
+        """A zeroed frame for a table of ``level``, or with ``order`` 1 a pair of them. Raise Errno ENOMEM if there is none.
 
         5.17: arch/x86/mm/pgtable.c, pte_alloc_one(); include/asm-generic/pgalloc.h, pmd_alloc_one(), pud_alloc_one().
         """
-        pfn = self.allocator.alloc_pages(gfp_mask)
+        pfn = self.allocator.alloc_pages(gfp_mask, order)
         if pfn is None:
             raise Errno("ENOMEM", "no frame is left for a page table")
-        self.contents.zero(pfn)
+        for frame in range(pfn, pfn + (1 << order)):
+            self.contents.zero(frame)
         self.level_of[pfn] = level
         self.nr_page_table_pages += level <= 2
         return pfn
 
-    def free(self, pfn: int, level: int) -> None:
+    def free(self, pfn: int, level: int, order: int = 0) -> None:
         """Give a table's frame back (5.17: pte_free(), pmd_free(), pud_free())."""
         if self.level_of.pop(pfn, None) != level:
             raise KernelBug(f"frame {pfn:#x} is no table of level {level}")
-        self.contents.drop(pfn)
+        for frame in range(pfn, pfn + (1 << order)):
+            self.contents.drop(frame)
         self.nr_page_table_pages -= level <= 2
-        self.allocator.free_pages(pfn)
+        self.allocator.free_pages(pfn, order)
+
+
+def kernel_to_user_pgd(pgd: int) -> int:
+    """The frame of the user PGD that belongs to a kernel PGD (5.17: kernel_to_user_pgdp())."""
+    return pgd | 1
+
+
+def set_user_pgd(word: int) -> int:
+    """What the kernel's PGD gets where the user's gets ``word``: the same, but not executable (5.17: __pti_set_user_pgtbl()).
+
+    >>> hex(set_user_pgd(0x123067))
+    '0x8000000000123067'
+    """
+    return word | _PAGE_NX if word & (_PAGE_USER | _PAGE_PRESENT) == _PAGE_USER | _PAGE_PRESENT else word
 
 
 class PageTables:
@@ -116,7 +134,6 @@ class PageTables:
         self.levels: int = levels
         self.kernel = kernel
         self.gfp_mask = GFP_PGTABLE_USER if user else GFP_PGTABLE_KERNEL
-        self._table_bits = _PAGE_TABLE if user else _KERNPG_TABLE
         #: Tables below the PGD: their level, by frame number.
         self.table_level: dict[int, int] = {}
         self.ptes: dict[int, array[int]] = {}
@@ -125,10 +142,17 @@ class PageTables:
         self.pgtables_bytes = 0
         # A PGD that is there already (the kernel's own, or a recorded one) is not taken from the allocator, nor freed.
         self._own_pgd = pgd is None
-        self.pgd = memory.alloc(levels, self.gfp_mask) if pgd is None else pgd
+        #: Page-table isolation: the PGD has a second frame, with what user space sees.
+        self.isolated = kernel is not None and memory.allocator.memory.config.pti
+        self.pgd = memory.alloc(levels, self.gfp_mask, int(self.isolated)) if pgd is None else pgd
+        #: Of the kernel's tables: the PGDs that copied its half (5.17: pgd_list).
+        self.pgd_list: list[int] = []
         if kernel is not None:
-            # pgd_ctor(): the kernel half is the same in all PGDs. A PUD table added there later needs sync_global_pgds().
-            memory.contents.words(self.pgd)[KERNEL_PGD_BOUNDARY:] = memory.contents.words(kernel.pgd)[KERNEL_PGD_BOUNDARY:]
+            # pgd_ctor(): the kernel half is the same in all PGDs.
+            kernel.pgd_list.append(self.pgd)
+            for half in range(1 + self.isolated):
+                memory.contents.words(self.pgd | half)[KERNEL_PGD_BOUNDARY:] = \
+                    memory.contents.words(kernel.pgd | half)[KERNEL_PGD_BOUNDARY:]
 
     @classmethod
     def adopt(cls, memory: TableMemory, pgd: int, *, levels: int = 4, user: bool = True, kernel: PageTables | None = None
@@ -183,7 +207,9 @@ class PageTables:
                 raise KernelBug(f"{level_name(above, self.levels)} entry {word:#x} at {addr:#x} is no table")
             else:
                 pfn = self._new_table(above - 1, addr)
-                table[index] = pfn << PAGE_SHIFT | self._table_bits
+                table[index] = pfn << PAGE_SHIFT | _PAGE_TABLE
+                if above == self.levels:
+                    self._pgd_populate(index)
         return frames[pfn], addr >> LEVEL_SHIFT[level] & 511
 
     def pte_alloc(self, addr: int) -> tuple[array[int], int]:
@@ -196,6 +222,16 @@ class PageTables:
             self._canonical(addr)
             return self.alloc(addr)
         return table, addr >> 12 & 511
+
+    def _pgd_populate(self, index: int) -> None:
+        """An entry of the PGD was filled: with page-table isolation user space's PGD gets it too, and the kernel's may not be
+        executed.
+        """
+        words = self.memory.contents.words
+        word = words(self.pgd)[index]
+        if self.isolated and index < KERNEL_PGD_BOUNDARY:
+            words(kernel_to_user_pgd(self.pgd))[index] = word
+            words(self.pgd)[index] = set_user_pgd(word)
 
     def _new_table(self, level: int, addr: int) -> int:
         pfn = self.memory.alloc(level, self.gfp_mask)
@@ -336,7 +372,7 @@ class PageTables:
         if found is None:
             raise KernelBug(f"no PMD table at {addr:#x}")
         words = self.memory.contents.words(pte_table)
-        found[0][found[1]] = pte_table << PAGE_SHIFT | self._table_bits
+        found[0][found[1]] = pte_table << PAGE_SHIFT | _PAGE_TABLE
         self.table_level[pte_table] = 1
         self.ptes[addr >> 21] = words
         return words
@@ -379,6 +415,8 @@ class PageTables:
                 if self.memory.contents.frames[below] != _ZERO_TABLE:
                     raise KernelBug(f"{level_name(level - 1, self.levels)} table for {low:#x} is freed while it is in use")
                 table[index] = 0
+                if self.isolated and level == self.levels:
+                    self.memory.contents.words(kernel_to_user_pgd(self.pgd))[index] = 0
                 self._free_table(below, level - 1, low)
                 freed += 1
         return freed
@@ -395,8 +433,10 @@ class PageTables:
     def destroy(self) -> None:
         """Free all tables and the PGD; pages must be unmapped before (5.17: mmdrop(), pgd_free())."""
         self.free_pgtables(0, 1 << 9 * self.levels + 11)
+        if self.kernel is not None and self.pgd in self.kernel.pgd_list:
+            self.kernel.pgd_list.remove(self.pgd)
         if self._own_pgd:
-            self.memory.free(self.pgd, self.levels)
+            self.memory.free(self.pgd, self.levels, int(self.isolated))
 
     # -- checking ----------------------------------------------------------------------------------------------
 
@@ -446,6 +486,19 @@ class PageTables:
         if self.kernel is not None and words[KERNEL_PGD_BOUNDARY:] != \
                 self.memory.contents.words(self.kernel.pgd)[KERNEL_PGD_BOUNDARY:]:
             raise InvariantError(f"the kernel half of PGD {self.pgd:#x} is not the kernel's")
+        if self.isolated:
+            self._check_isolated()
+
+    def _check_isolated(self) -> None:
+        """User space's PGD has the same lower half, but that only there it may be executed, and the kernel's user half."""
+        assert self.kernel is not None
+        words = self.memory.contents.words
+        mine, user = words(self.pgd), words(kernel_to_user_pgd(self.pgd))
+        for index in range(KERNEL_PGD_BOUNDARY):
+            if mine[index] != set_user_pgd(user[index]):
+                raise InvariantError(f"entry {index}: the kernel's PGD has {mine[index]:#x}, user space's {user[index]:#x}")
+        if user[KERNEL_PGD_BOUNDARY:] != words(kernel_to_user_pgd(self.kernel.pgd))[KERNEL_PGD_BOUNDARY:]:
+            raise InvariantError(f"user space's PGD {self.pgd | 1:#x} shows more or less of the kernel than init_mm's")
 
     def _check_large(self, pfn: int, level: int, base: int) -> None:
         for index, word in enumerate(self.memory.contents.frames[pfn]):

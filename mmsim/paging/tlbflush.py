@@ -5,7 +5,9 @@ it has flushed, for each of the six address spaces whose entries it keeps (:clas
 told at once by an interrupt; those that only borrow it (*lazy*: they run a kernel thread) and those that ran it before
 find out by comparing generations when they come back to it.
 
-5.17: arch/x86/mm/tlb.c. Left out: page-table isolation's second PCID, mitigations that flush on a switch, CPU hot-plug.
+With page-table isolation each ASID is two PCIDs, one for the kernel's tables and one for user space's; both are flushed.
+
+5.17: arch/x86/mm/tlb.c. Left out: mitigations that flush on a switch, CPU hot-plug.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ from itertools import count
 
 from mmsim.constants import TLB_FLUSH_ALL, TLB_NR_DYN_ASIDS, TLB_SINGLE_PAGE_FLUSH_CEILING
 from mmsim.errors import InputError, InvariantError
-from mmsim.paging.mmu import CR3_NOFLUSH, INVPCID_ALL_GLOBAL, Mmu
-from mmsim.paging.tables import PageTables
+from mmsim.paging.mmu import CR3_NOFLUSH, INVPCID_ADDRESS, INVPCID_ALL_GLOBAL, INVPCID_SINGLE, Mmu
+from mmsim.paging.tables import PageTables, kernel_to_user_pgd
 from mmsim.trace import Trace
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE
 
 __all__ = ["TLB_FLUSH_REASONS", "CpuTlbState", "MmContext", "TlbFlush"]
 
+#: The bit by which user space's PCID differs (5.17: X86_CR3_PTI_PCID_USER_BIT).
+PTI_USER_PCID = 1 << 11
 #: Reasons in the event tlb:tlb_flush (5.17: include/trace/events/tlb.h).
 TLB_FLUSH_REASONS = ("flush on task switch", "remote shootdown", "local shootdown", "local mm shootdown", "remote ipi send")
 (TLB_FLUSH_ON_TASK_SWITCH, TLB_REMOTE_SHOOTDOWN, TLB_LOCAL_SHOOTDOWN, TLB_LOCAL_MM_SHOOTDOWN,
@@ -110,6 +114,15 @@ class TlbFlush:
             self.trace.emit("tlb:tlb_flush", pages=-1 if pages == TLB_FLUSH_ALL else pages, reason=reason,
                             why=TLB_FLUSH_REASONS[reason], on_cpu=cpu)
 
+    @staticmethod
+    def _flush_user(mmu: Mmu, asid: int, addr: int | None = None) -> None:
+        """Flush a page, or all, of user space's PCID (5.17: native_flush_tlb_one_user(), invalidate_user_asid(); the kernel
+        puts a full flush off until it returns to user space).
+        """
+        if mmu.control.pcide:
+            pcid = asid + 1 | PTI_USER_PCID
+            mmu.invpcid(INVPCID_SINGLE if addr is None else INVPCID_ADDRESS, pcid, addr or 0)
+
     # -- switching ---------------------------------------------------------------------------------------------
 
     def choose_new_asid(self, cpu: int, next_mm: MmContext) -> tuple[int, bool]:
@@ -148,6 +161,8 @@ class TlbFlush:
         if need_flush:
             state.ctxs[asid] = [next_mm.ctx_id, next_mm.tlb_gen]
             mmu.write_cr3(cr3)
+            if next_mm.tables.isolated:
+                self._flush_user(mmu, asid)
         else:
             mmu.write_cr3(cr3 | CR3_NOFLUSH)
         self._event(cpu, TLB_FLUSH_ON_TASK_SWITCH, TLB_FLUSH_ALL if need_flush else 0)
@@ -236,11 +251,15 @@ class TlbFlush:
                 pages = end - start >> stride_shift
                 for addr in range(start, end, 1 << stride_shift):
                     mmu.invlpg(addr)
+                    if mm.tables.isolated:
+                        self._flush_user(mmu, state.loaded_mm_asid, addr)
                 self.counts["nr_tlb_local_flush_one"] += pages if local else 0
             else:
                 # Generations are missing between: only a full flush catches up.
                 pages = TLB_FLUSH_ALL
                 mmu.write_cr3(mmu.cr3)
+                if mm.tables.isolated:
+                    self._flush_user(mmu, state.loaded_mm_asid)
                 self.counts["nr_tlb_local_flush_all"] += local
             slot[1] = mm.tlb_gen
         self._event(cpu, TLB_LOCAL_MM_SHOOTDOWN if local else TLB_REMOTE_SHOOTDOWN, pages)
@@ -273,8 +292,14 @@ class TlbFlush:
             behind = state.is_lazy and state.ctxs[0][1] != state.loaded_mm.tlb_gen
             return {} if behind else {0: state.loaded_mm.tables.pgd}
         by_id = {mm.ctx_id: mm for mm in contexts}
-        return {asid + 1: by_id[ctx_id].tables.pgd for asid, (ctx_id, tlb_gen) in enumerate(state.ctxs)
-                if ctx_id in by_id and tlb_gen == by_id[ctx_id].tlb_gen}
+        true = {}
+        for asid, (ctx_id, tlb_gen) in enumerate(state.ctxs):
+            if ctx_id in by_id and tlb_gen == by_id[ctx_id].tlb_gen:
+                tables = by_id[ctx_id].tables
+                true[asid + 1] = tables.pgd
+                if tables.isolated:
+                    true[asid + 1 | PTI_USER_PCID] = kernel_to_user_pgd(tables.pgd)
+        return true
 
     def check(self, contexts: Sequence[MmContext]) -> None:
         """Verify that no TLB grants more than the tables of ``contexts`` do, wherever a CPU claims to be up to date; a

@@ -258,8 +258,11 @@ class Tables(RuleBasedStateMachine):
             return                       # an area that begins inside a large page would overlap the one that maps it
         for page in [page for page in self.flat if start <= page < end]:
             self.unmap(page)
-        floor = max([page + (4096, 2 * MIB, GIB)[level - 1] for page, (level, _) in self.flat.items() if page < start], default=0)
-        ceiling = min([page for page in self.flat if page >= end], default=0)
+        # Tables outside that nothing uses any more are their neighbours' to free.
+        spans = [(addr, addr + (4096 << 9 * level)) for level, _, addr in self.tables.tables()]
+        floor = max([page + size[level - 1] for page, (level, _) in self.flat.items() if page < start]
+                    + [high for _, high in spans if high <= start], default=0)
+        ceiling = min([page for page in self.flat if page >= end] + [low for low, _ in spans if low >= end], default=0)
         self.tables.free_pgtables(start, end, floor, ceiling)
 
     @invariant()
