@@ -16,15 +16,17 @@ from typing import ParamSpec
 from mmsim.errors import Errno
 from mmsim.process import brk as _brk
 from mmsim.process import madvise as _madvise
+from mmsim.process import mincore as _mincore
 from mmsim.process import mlock as _mlock
 from mmsim.process import mmap as _mmap
 from mmsim.process import mprotect as _mprotect
 from mmsim.process import mremap as _mremap
+from mmsim.process import msync as _msync
 from mmsim.process import munmap as _munmap
 from mmsim.process.mm import Mm
 from mmsim.process.populate import Access, Touch, touch
 from mmsim.process.vma import MappedFile
-from mmsim.units import u64
+from mmsim.units import PAGE_SIZE, u64
 
 __all__ = ["SystemCalls"]
 
@@ -90,6 +92,30 @@ class SystemCalls:
     def madvise(self, addr: int, length: int, advice: int) -> int:
         """Give advice on a range (:func:`mmsim.process.madvise.madvise`)."""
         return self._run(_madvise.madvise, self.mm, u64(addr), u64(length), advice)
+
+    def msync(self, addr: int, length: int, flags: int) -> int:
+        """Write changes of shared files back (:func:`mmsim.process.msync.msync`)."""
+        return self._run(_msync.msync, self.mm, u64(addr), u64(length), flags)
+
+    def mincore(self, addr: int, length: int, vec: int | bytearray) -> int:
+        """Which pages are in memory (:func:`mmsim.process.mincore.mincore`). ``vec`` is an address of the program, or a
+        bytearray outside of it, which takes the answer."""
+        if not isinstance(vec, bytearray):
+            return self._run(_mincore.mincore, self.mm, u64(addr), u64(length), u64(vec), self.copy_to_user)
+        vec.clear()
+
+        def collect(_: int, data: bytes) -> bool:
+            vec.extend(data)
+            return True
+        return self._run(_mincore.mincore, self.mm, u64(addr), u64(length), 0, collect)
+
+    def copy_to_user(self, addr: int, data: bytes) -> bool:
+        """Write to the program's memory as the kernel does for a system call; False if that faults.
+
+        5.17: arch/x86/include/asm/uaccess_64.h, copy_to_user(). Here only the areas are asked; a process writes.
+        """
+        pages = range(addr & -PAGE_SIZE, addr + len(data), PAGE_SIZE)
+        return all(self.touch(max(page, addr), Access.WRITE).outcome.value == 0 for page in pages)
 
     def touch(self, addr: int, access: Access = Access.READ) -> Touch:
         """An access of the program (:func:`mmsim.process.populate.touch`)."""

@@ -24,6 +24,8 @@ from mmsim.constants import (
     MAP_SYNC,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    MS_ASYNC,
+    MS_SYNC,
     PROT_GROWSDOWN,
     TASK_SIZE,
 )
@@ -120,7 +122,9 @@ class _Calls:
             "mremap FIXED unmapped source, raw return":
                 lambda: c.mremap(_HOLE, P, 2 * P, MREMAP_MAYMOVE | MREMAP_FIXED, 0x3900_0000),
             "mremap across two VMAs, raw return": across, "mremap private old 0": lambda: c.mremap(w, 0, P, MREMAP_MAYMOVE),
-            "brk below start": brk_below_start,
+            "brk below start": brk_below_start, "msync unaligned": lambda: c.msync(w + 1, P, MS_SYNC),
+            "msync hole": lambda: c.msync(_HOLE, P, MS_SYNC), "msync ASYNC|SYNC": lambda: c.msync(w, P, MS_ASYNC | MS_SYNC),
+            "mincore hole": lambda: c.mincore(_HOLE, P, bytearray()),
         }
 
     def run(self, name: str) -> tuple[int, str] | None:
@@ -136,18 +140,15 @@ class _Calls:
 
 @replays("linux-5.17-userland/ch07_steps*.jsonl*")
 def errnos(path: Path) -> Iterator[Check]:
-    """What mmap, mprotect, munmap, madvise, mremap and brk answer to bad and unusual arguments: result and errno."""
+    """What mmap, mprotect, munmap, madvise, mremap, msync, mincore and brk answer to bad and unusual arguments: result and errno."""
     calls = _Calls()
     for record in read_jsonl(path):
         where = f"line {record.line}"
         if record["kind"] == "errno":
             got = calls.run(record["call"])
             if got is None:
-                if not record["call"].startswith(("msync", "mincore")):
-                    raise InputError(f"{where}: unknown call {record['call']!r}")
-                yield Check(where, False, known=f"not yet covered: {record['call'].split()[0]}")
-            else:
-                yield same(f"{where}: {record['call']}: result, errno", (record["ret"], record["errno"]), got)
+                raise InputError(f"{where}: unknown call {record['call']!r}")
+            yield same(f"{where}: {record['call']}: result, errno", (record["ret"], record["errno"]), got)
         elif record["kind"] in ("step", "note"):
             yield Check(where, False, known=f"not yet covered: faults and smaps of {record.get('group', 'a note')}")
         else:
