@@ -10,10 +10,12 @@ from mmsim.errors import InvariantError
 from mmsim.malloc.program import Program
 from mmsim.units import U64_MAX
 
-__all__ = ["ALIGNMENT", "Allocator", "Block"]
+__all__ = ["ALIGNMENT", "Allocator", "Block", "PTRDIFF_MAX"]
 
 #: What malloc promises on x86-64: memory for any type, so a multiple of 16.
 ALIGNMENT = 16
+#: No object may be larger, or differences of pointers into it would overflow.
+PTRDIFF_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
