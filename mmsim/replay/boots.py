@@ -10,8 +10,8 @@ Compared, all exactly:
   Freeing line;
 * /proc/zoneinfo: spanned, present, managed, start_pfn, cma, watermarks (without boost), protection, high and batch of every
   CPU's lists, the counters' threshold, of every zone of every node;
-* /proc/meminfo: MemTotal, CmaTotal, the sum of the DirectMap lines (only the sum: how far large pages have been split
-  depends on what drivers did to page attributes);
+* /proc/meminfo: MemTotal, CmaTotal, the sum of the DirectMap lines, and of 5.17 each of them (of other kernels only the sum:
+  how far large pages have been split depends on what modules did to page attributes);
 * /proc/iomem: each range of the firmware, the kernel's sections and the crash kernel;
 * /proc/buddyinfo and /proc/pagetypeinfo: the rows of every zone in which all managed frames are free, for there the log
   decides them. In other zones hundreds of thousands of allocations by drivers and init, which no log shows, lie between
@@ -221,6 +221,19 @@ def _whole(recording: Recording, huge_pages_later: bool = False) -> Iterator[Che
     for title, compare in (("zoneinfo", _zones), ("meminfo", _meminfo), ("iomem", _iomem), ("pagetypeinfo", _free_lists)):
         if f"/proc/{title}" in recording.sections:
             yield from compare(recording, machine)
+    if "/proc/meminfo" in recording.sections and machine.rules.release == "5.17":
+        yield from _page_sizes(recording, machine)
+
+
+def _page_sizes(recording: Recording, machine: Machine) -> Iterator[Check]:
+    """The sizes of the direct map's pages, once the kernel has protected its image. The recorded 5.17 has no modules; these
+    take rights from single pages, which splits more.
+    """
+    machine.init_mm.check()
+    recorded, model = parse_meminfo(recording.section("/proc/meminfo")), parse_meminfo(machine.proc("meminfo"))
+    for name in recorded:
+        if name.startswith("DirectMap"):
+            yield same(f"meminfo: {name} in kB", recorded[name], model.get(name))
 
 
 @replays(*(f"linux-*/{scenario}.txt*" for scenario in (

@@ -41,6 +41,7 @@ from mmsim.physical.free import free_pages_core
 from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.page_alloc import PageAllocator
 from mmsim.physical.zone import Zone
+from mmsim.replay.kernel_tables import kernel_half
 from mmsim.replay.readers import Record, read_csv, read_json, read_text
 from mmsim.replay.registry import Check, replays, same
 from mmsim.units import KIB, PAGE_SHIFT, PAGE_SIZE, U64_MAX
@@ -167,7 +168,8 @@ def _areas(lines: Iterable[str]) -> list[tuple[int, int, int]]:
 @replays("linux-*/pt*.json", "recordings/*/pt*.json")
 def page_tables(path: Path) -> Iterator[Check]:
     """A dump of a process's page tables: the walk to every page finds the recorded entry at its level and nothing else is
-    mapped; the protection is that of the area; VmPTE; and the kernel's own pagemap for the same addresses.
+    mapped; the protection is that of the area; VmPTE; the kernel's own pagemap for the same addresses; and the kernel's half, by
+    ranges of one page size and protection, against the tables of a machine that is booted anew.
 
     Not recorded is how many processes map a page. The dumped one had forked: what it did not write since is mapped by its
     child as well, and these are the anonymous pages without RW.
@@ -199,6 +201,7 @@ def page_tables(path: Path) -> Iterator[Check]:
         found = tables.lookup(addr)
         yield same(f"pagemap of {addr:#x}", hex(_number(one["pagemap"])), hex(pagemap_entry(
             found, addr, vma_soft_dirty=True, mapcount=1 if found and pte_write(found.word) else 2)))
+    yield from kernel_half(record)
 
 
 @replays("linux-*/pt-info-mem*.txt", "recordings/*/pt-info-mem*.txt")

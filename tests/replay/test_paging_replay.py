@@ -12,8 +12,8 @@ from mmsim.replay.registry import load_handlers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 load_handlers()
-FILES = {"pte/swp_entry.csv.gz": 5250, "consts/consts-5.17.json": 190, "recordings/linux-5.17/pt.json": 382,
-         "recordings/linux-6.1/pt.json": 382, "recordings/linux-5.17/pt-info-mem.txt": 56,
+FILES = {"pte/swp_entry.csv.gz": 5250, "consts/consts-5.17.json": 190, "recordings/linux-5.17/pt.json": 442,
+         "recordings/linux-6.1/pt.json": 516, "recordings/linux-5.17/pt-info-mem.txt": 56,
          "recordings/linux-6.1/pt-info-mem.txt": 187}
 
 
@@ -46,6 +46,10 @@ def first_leaf(record):
     (lambda r: first_leaf(r).update(va="0x7000000000"), 2, "has no table of level 1"),
     (lambda r: r.pop("regs"), 2, "no field 'regs'"),
     (lambda r: r["user_leaves"].pop(), 1, "number"),
+    (lambda r: r["kernel_ranges"][5].update(flags="0x8000000000000183"), 1, "kernel range 5, direct map"),
+    (lambda r: r["kernel_ranges"].pop(30), 1, "kernel ranges"),
+    (lambda r: r["kernel_ranges"][18].update(end="0xffffc90000007000"), 1, "guard page behind it"),
+    (lambda r: r.update(command=["qemu", "vmlinuz-5.17.0"]), 2, "neither -m with megabytes"),
 ])
 def test_a_changed_dump_disagrees_or_cannot_be_used(tmp_path, change, status, text):
     path = changed(tmp_path, change)
