@@ -43,7 +43,10 @@ from mmsim.physical.page_alloc import PageAllocator
 from mmsim.physical.tunables import VmTunables
 from mmsim.physical.watermark import Reserves
 from mmsim.physical.zone import Zone
+from mmsim.process.mm import Mm
 from mmsim.process.overcommit import Overcommit
+from mmsim.process.task import Process, ProcessTable
+from mmsim.process.user_memory import UserMemory
 from mmsim.procfs.buddyinfo import buddyinfo, extfrag_index, pagetypeinfo, unusable_index
 from mmsim.procfs.meminfo import format_meminfo, format_vmstat, meminfo_values, vmstat_values
 from mmsim.procfs.slabinfo import slabinfo
@@ -172,6 +175,27 @@ class Machine:
         return PerCpu(self.vmalloc, static_size=first.static_size, reserved_size=first.reserved_size,
                       dynamic_size=first.dynamic_size, unit_size=first.unit_size, base=self.layout.va(first.groups[0].base))
 
+    # -- processes -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def process_table(self) -> ProcessTable:
+        """The processes and what they share: owners of pages, LRU batches, TLBs."""
+        return ProcessTable(UserMemory(self))
+
+    @property
+    def user(self) -> UserMemory:
+        """The user pages of all processes."""
+        return self.process_table.user
+
+    @property
+    def processes(self) -> dict[int, Process]:
+        """The processes by pid, those too that have ended and whose parent has not asked."""
+        return self.process_table.processes
+
+    def spawn(self, name: str = "a.out", mm: Mm | None = None) -> Process:
+        """A new process with an empty address space, or with the areas of ``mm``."""
+        return self.process_table.spawn(name, mm)
+
     # -- memory --------------------------------------------------------------------------------------------
 
     @property
@@ -279,7 +303,7 @@ class Machine:
             if census.allocated < 0 or not counted <= census.present <= counted + waiting:
                 raise InvariantError(f"zone {zone.name} of node {zone.nid}: {census} does not add up")
         # What nobody has asked for yet is not made for a check.
-        for name in ("slub", "vmalloc", "percpu", "stacks", "init_mm"):
+        for name in ("slub", "vmalloc", "percpu", "stacks", "init_mm", "process_table"):
             if name in self.__dict__:
                 self.__dict__[name].check()
 

@@ -49,9 +49,10 @@ from mmsim.constants import (
     VM_WRITE,
 )
 from mmsim.errors import Errno
+from mmsim.process.change import advise
 from mmsim.process.mm import Mm
 from mmsim.process.mprotect import change_area
-from mmsim.process.populate import fault_in
+from mmsim.process.populate import fault_in_range
 from mmsim.process.vma import Vma
 from mmsim.units import PAGE_SIZE, align_up, is_aligned, u64
 
@@ -102,8 +103,7 @@ def _advise_pages(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
         write = advice == MADV_POPULATE_WRITE
         if not vma.vm_flags & (VM_WRITE if write else VM_READ) or vma.vm_flags & (VM_IO | VM_PFNMAP):
             raise Errno("EINVAL", f"{vma} does not allow the access")
-        if not fault_in(mm, vma, start, write) or not fault_in(mm, vma, end - PAGE_SIZE, write):
-            raise Errno("EFAULT", f"{vma} is longer than its file")
+        fault_in_range(mm, vma, start, end, write)
 
 
 def _advise_flags(mm: Mm, vma: Vma, prev: Vma | None, start: int, end: int, advice: int) -> Vma:
@@ -154,6 +154,8 @@ def madvise(mm: Mm, start: int, length: int, advice: int) -> None:
             prev = _advise_flags(mm, vma, prev, start, upto, advice)
         else:
             _advise_pages(mm, vma, start, upto, advice)
+            if mm.pages is not None:
+                advise(mm.pages, vma, start, upto, advice)
             if mm.on_advice is not None:
                 mm.on_advice(vma, start, upto, advice)
             prev = vma

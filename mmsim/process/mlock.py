@@ -15,6 +15,8 @@ from mmsim.constants import (
     VM_SPECIAL,
 )
 from mmsim.errors import Errno
+from mmsim.paging.pte import pte_pfn, pte_present, pte_special
+from mmsim.process.address_space import AddressSpace
 from mmsim.process.mm import Mm
 from mmsim.process.mprotect import change_area
 from mmsim.process.populate import mm_populate, populate_range
@@ -37,7 +39,18 @@ def mlock_fixup(mm: Mm, vma: Vma, prev: Vma | None, start: int, end: int, newfla
     elif not oldflags & VM_LOCKED:
         mm.locked_vm += pages
     vma.vm_flags = newflags
+    if mm.pages is not None and oldflags & VM_LOCKED and not newflags & VM_LOCKED:
+        munlock_vma_pages_range(mm.pages, start, end)
     return vma
+
+
+def munlock_vma_pages_range(space: AddressSpace, start: int, end: int) -> None:
+    """The pages of a range need not stay in memory any more (5.17: mm/mlock.c, munlock_vma_pages_range())."""
+    space.user.lru.lru_add_drain()
+    for address in range(start, end, PAGE_SIZE):
+        word = space.pte(address)
+        if pte_present(word) and not pte_special(word):
+            space.user.clear_page_mlock(pte_pfn(word))
 
 
 def apply_vma_lock_flags(mm: Mm, start: int, length: int, flags: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mmsim.constants import (
     DEFAULT_MAX_MAP_COUNT,
@@ -18,13 +19,17 @@ from mmsim.constants import (
 )
 from mmsim.errors import Errno, InvariantError
 from mmsim.process.layout import STACK_GUARD_GAP, Layout, fixed_layout
-from mmsim.process.merge import Merge, MergeRequest, anon_vma_compatible, decide_merge
+from mmsim.process.merge import Merge, MergeRequest, decide_merge
 from mmsim.process.overcommit import Overcommit
-from mmsim.process.vma import AnonVma, Vma, is_data_mapping, is_exec_mapping, is_stack_mapping
+from mmsim.process.rmap import anon_vma_clone, anon_vma_prepare, unlink_anon_vmas
+from mmsim.process.vma import Vma, is_data_mapping, is_exec_mapping, is_stack_mapping
 from mmsim.process.vma_tree import VmaTree
 from mmsim.rules import Rules
 from mmsim.trace import Trace
 from mmsim.units import MIB, PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from mmsim.process.address_space import AddressSpace
 
 __all__ = ["Limits", "Mm"]
 
@@ -71,10 +76,16 @@ class Mm:
         self.locked_vm_lost = 0
         #: Flags that every new area gets: mlockall(MCL_FUTURE) sets VM_LOCKED here.
         self.def_flags = 0
-        self.start_data = self.end_data = 0
+        self.start_code = self.end_code = self.start_data = self.end_data = 0
+        #: The most that total_vm and the resident pages were before something was unmapped (VmPeak, VmHWM).
+        self.hiwater_vm = self.hiwater_rss = 0
         self.start_brk = self.brk = 0
         self.start_stack = 0
-        #: Called with (vma, start, end) for page-table entries that go, move or change; faults set these.
+        #: Pages by kind (MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES) that are mapped.
+        self.rss = [0, 0, 0, 0]
+        #: The page tables and what is mapped there; None: areas only.
+        self.pages: AddressSpace | None = None
+        #: Called with (vma, start, end) for page-table entries that go, move or change, for those who keep pages themselves.
         self.on_unmap: Callable[[Vma, int, int], None] | None = None
         self.on_move: Callable[[Vma, int, Vma, int, int], None] | None = None
         self.on_protect: Callable[[Vma, int, int], None] | None = None
@@ -86,6 +97,17 @@ class Mm:
 
     def __repr__(self) -> str:
         return f"<Mm: {self.map_count} areas, {self.total_vm} pages>"
+
+    @property
+    def pgtables_bytes(self) -> int:
+        """VmPTE: the bytes of all tables but the PGD."""
+        return self.pages.tables.pgtables_bytes if self.pages is not None else 0
+
+    def update_hiwater(self) -> None:
+        """Remember how large the address space is, before it shrinks (5.17: include/linux/mm.h, update_hiwater_vm(),
+        update_hiwater_rss())."""
+        self.hiwater_vm = max(self.hiwater_vm, self.total_vm)
+        self.hiwater_rss = max(self.hiwater_rss, self.rss[0] + self.rss[1] + self.rss[3])
 
     # -- limits and sums -----------------------------------------------------------------------------------
 
@@ -125,54 +147,42 @@ class Mm:
     # -- files and the reverse map -------------------------------------------------------------------------
 
     def get_file(self, vma: Vma) -> None:
-        """A new area refers to its file."""
+        """A new area refers to its file, and the file's reverse map to the area."""
         if vma.vm_file is not None:
             vma.vm_file.mappings += 1
+            vma.vm_file.i_mmap[vma] = None
 
     def put_file(self, vma: Vma) -> None:
         """An area is gone; the last one of a nameless shared object gives its promise back (shmem_evict_inode())."""
         file = vma.vm_file
         if file is not None:
             file.mappings -= 1
-            if file.mappings == 0 and file.charged:
+            file.i_mmap.pop(vma, None)
+            if file.mappings == 0 and file.shmem_zero:
                 self.overcommit.uncharge(file.charged)
                 file.charged = 0
+                if self.pages is not None:
+                    self.pages.user.truncate(file)
 
     def anon_vma_prepare(self, vma: Vma) -> None:
-        """Give an area its anon_vma before its first anonymous page: a neighbour's, if the two might merge, or a new one.
-
-        5.17: mm/rmap.c, __anon_vma_prepare(); mm/mmap.c, find_mergeable_anon_vma().
-        """
-        if vma.anon_vma is not None:
-            return
-        anon_vma = None
-        if vma.vm_next is not None and anon_vma_compatible(vma, vma.vm_next):
-            anon_vma = self._reusable(vma.vm_next)
-        if anon_vma is None and vma.vm_prev is not None and anon_vma_compatible(vma.vm_prev, vma):
-            anon_vma = self._reusable(vma.vm_prev)
-        vma.anon_vma = anon_vma or AnonVma()
-        vma.anon_vma_chain.append(vma.anon_vma)
-
-    @staticmethod
-    def _reusable(old: Vma) -> AnonVma | None:
-        """5.17: mm/mmap.c, reusable_anon_vma(): only where no fork has been."""
-        return old.anon_vma if len(old.anon_vma_chain) == 1 else None
+        """Give an area its anon_vma before its first anonymous page (:func:`mmsim.process.rmap.anon_vma_prepare`)."""
+        anon_vma_prepare(vma)
 
     @staticmethod
     def anon_vma_clone(vma: Vma, source: Vma) -> None:
-        """Link an area to every anon_vma at which the other's pages may be met (5.17: mm/rmap.c, anon_vma_clone())."""
-        vma.anon_vma_chain = source.anon_vma_chain[:]
+        """Link an area to all anon_vmas of another (:func:`mmsim.process.rmap.anon_vma_clone`)."""
+        anon_vma_clone(vma, source)
 
     @staticmethod
     def unlink_anon_vmas(vma: Vma) -> None:
-        """The area has no anonymous pages any more (5.17: mm/rmap.c, unlink_anon_vmas())."""
-        vma.anon_vma_chain.clear()
-        vma.anon_vma = None
+        """The area has no anonymous pages any more (:func:`mmsim.process.rmap.unlink_anon_vmas`)."""
+        unlink_anon_vmas(vma)
 
     # -- areas ---------------------------------------------------------------------------------------------
 
     def link(self, vma: Vma) -> None:
         """Put a new area in (5.17: mm/mmap.c, vma_link()); sums are the caller's business."""
+        vma.vm_mm = self
         self.tree.insert(vma)
         self.map_count += 1
 
@@ -301,6 +311,8 @@ class Mm:
                 raise InvariantError(f"{vma}: anon_vma and its chain disagree")
             if vma.anon_vma is not None and vma.anon_vma not in vma.anon_vma_chain:
                 raise InvariantError(f"{vma}: its anon_vma is not in its chain")
+            if vma.vm_mm is not self or any(vma not in anon_vma.areas for anon_vma in vma.anon_vma_chain):
+                raise InvariantError(f"{vma}: the reverse map does not lead back to it")
             if vma.is_anonymous and vma.anon_vma is None and vma.vm_pgoff != vma.vm_start >> PAGE_SHIFT:
                 if not self.rules.mremap_dontunmap_keeps_pgoff:
                     raise InvariantError(f"{vma}: untouched, but its page offset {vma.vm_pgoff:#x} is not its address")

@@ -19,6 +19,7 @@ from mmsim.constants import (
     VM_WRITE,
 )
 from mmsim.errors import Errno
+from mmsim.process.change import change_protection
 from mmsim.process.mm import Mm
 from mmsim.process.populate import populate_vma_page_range
 from mmsim.process.vma import Vma
@@ -70,6 +71,8 @@ def mprotect_fixup(mm: Mm, vma: Vma, prev: Vma | None, start: int, end: int, new
     if oldflags & VM_ACCOUNT and not newflags & VM_ACCOUNT:
         mm.overcommit.uncharge(pages)
     vma.vm_flags = newflags
+    if mm.pages is not None:
+        change_protection(mm.pages, vma, start, end)
     if mm.on_protect is not None:
         mm.on_protect(vma, start, end)
     if oldflags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and newflags & VM_WRITE:

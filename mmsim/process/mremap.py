@@ -18,6 +18,7 @@ from mmsim.constants import (
     VM_SHARED,
 )
 from mmsim.errors import Errno
+from mmsim.process.change import move_page_tables
 from mmsim.process.merge import MergeRequest
 from mmsim.process.mm import Mm
 from mmsim.process.munmap import do_munmap
@@ -108,7 +109,17 @@ def _move_vma(mm: Mm, vma: Vma, old_addr: int, old_len: int, new_len: int, new_a
     if vm_flags & VM_ACCOUNT:
         mm.charge(to_account)
     vma, new = _copy_vma(mm, vma, new_addr, new_len, vma.pgoff_at(old_addr), dont_unmap)
-    if mm.on_move is not None:
+    failed = False
+    if mm.pages is not None:
+        moved = move_page_tables(mm.pages, old_addr, new_addr, old_len)
+        if moved < old_len:
+            # Back to where it was; then the destination is unmapped instead of the source.
+            failed = True
+            move_page_tables(mm.pages, new_addr, old_addr, moved)
+            vma, old_addr, old_len, dont_unmap = new, new_addr, new_len, False
+            if vm_flags & VM_ACCOUNT:
+                mm.overcommit.uncharge(to_account)          # 5.17 forgets that
+    if mm.on_move is not None and not failed:
         mm.on_move(vma, old_addr, new, new_addr, old_len)
     excess, split = 0, False
     if vm_flags & VM_ACCOUNT and not dont_unmap:
@@ -138,6 +149,8 @@ def _move_vma(mm: Mm, vma: Vma, old_addr: int, old_len: int, new_len: int, new_a
         vma.vm_flags |= VM_ACCOUNT
         if split and vma.vm_next is not None:
             vma.vm_next.vm_flags |= VM_ACCOUNT
+    if failed:
+        raise Errno("ENOMEM", "no memory for page tables at the new place")
     return new_addr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmsim.constants import TASK_SIZE, VM_ACCOUNT, VM_LOCKED
 from mmsim.errors import Errno
 from mmsim.process.mm import Mm
+from mmsim.process.zap import unmap_region
 from mmsim.units import PAGE_SIZE, align_up, is_aligned
 
 __all__ = ["do_munmap"]
@@ -36,6 +37,8 @@ def do_munmap(mm: Mm, start: int, length: int) -> None:
         if last is vma:
             vma = below
     doomed = list(mm.tree.overlapping(start, end))
+    if mm.pages is not None:
+        unmap_region(mm.pages, doomed, doomed[0].vm_prev, doomed[-1].vm_next)
     for vma in doomed:
         if mm.on_unmap is not None:
             mm.on_unmap(vma, vma.vm_start, vma.vm_end)

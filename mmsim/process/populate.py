@@ -22,7 +22,9 @@ from mmsim.constants import (
     VM_WRITE,
 )
 from mmsim.errors import Errno
+from mmsim.process.gup import faultin_range
 from mmsim.process.mm import Mm
+from mmsim.process.signal import Signal
 from mmsim.process.stack import expand_stack
 from mmsim.process.vma import Vma
 from mmsim.units import PAGE_SIZE, align_down
@@ -39,20 +41,33 @@ class Access(Enum):
 
 
 class Outcome(Enum):
-    """How an access ends. The value is the signal's number, 0 for none."""
+    """How an access ends. The value is the signal's number, 0 for none; OOM: no frame was left for it (VM_FAULT_OOM)."""
 
     OK = 0
+    OOM = -1
     SIGBUS = 7
     SIGSEGV = 11
 
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """The result of an access: ``code`` is the si_code of the signal (SEGV_MAPERR, SEGV_ACCERR, BUS_ADRERR) or empty."""
+    """The result of an access: ``code`` is the si_code of the signal (SEGV_MAPERR, SEGV_ACCERR, BUS_ADRERR) or empty.
+
+    Where there are pages, ``faults`` says in words how each fault on the way was handled ("zero page", "copy"…; none: the
+    entry allowed the access), ``error_code`` is that of the last one, and ``address`` what the signal tells.
+    """
 
     outcome: Outcome
     code: str = ""
     vma: Vma | None = None
+    faults: tuple[str, ...] = ()
+    error_code: int = 0
+    address: int = 0
+
+    @property
+    def signal(self) -> Signal | None:
+        """The signal that the access raised."""
+        return Signal(self.outcome.value, self.code, self.address) if self.outcome.value > 0 else None
 
 
 def touch(mm: Mm, address: int, access: Access = Access.READ) -> Touch:
@@ -101,10 +116,20 @@ def populate_vma_page_range(mm: Mm, vma: Vma, start: int, end: int) -> None:
         raise Errno("EFAULT", "memory without struct pages")
     if not vma.is_accessible or not vma.vm_flags & (VM_WRITE | VM_MAYREAD):
         raise Errno("EFAULT", f"{vma} is inaccessible")
-    if vma.vm_flags & VM_LOCKONFAULT:
+    if vma.vm_flags & VM_LOCKONFAULT and mm.pages is None:
         return                          # looks at the pages that are there, and brings in none
     write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-    if not fault_in(mm, vma, start, write) or not fault_in(mm, vma, end - PAGE_SIZE, write):
+    fault_in_range(mm, vma, start, end, write)
+
+
+def fault_in_range(mm: Mm, vma: Vma, start: int, end: int, write: bool) -> None:
+    """Bring in every page of a part of one area; where there are only areas, see whether that would be possible.
+
+    Raise EFAULT where a file ends too early, ENOMEM without a frame. 5.17: mm/gup.c, __get_user_pages().
+    """
+    if mm.pages is not None:
+        faultin_range(mm.pages, vma, start, end, write)
+    elif not fault_in(mm, vma, start, write) or not fault_in(mm, vma, end - PAGE_SIZE, write):
         raise Errno("EFAULT", f"{vma} is longer than its file")
 
 

@@ -8,8 +8,9 @@ finds an address from a page.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mmsim.constants import (
     SOFTDIRTY_BIT,
@@ -43,6 +44,9 @@ from mmsim.constants import (
     VM_WRITE,
 )
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from mmsim.process.mm import Mm
 
 __all__ = ["AnonVma", "MappedFile", "Vma", "VM_FLAG_NAMES", "vm_flag_names", "prot_text",
            "is_data_mapping", "is_exec_mapping", "is_stack_mapping"]
@@ -97,11 +101,21 @@ def is_data_mapping(vm_flags: int) -> bool:
 class AnonVma:
     """The meeting point of the areas that may hold the same anonymous pages. Which one it is, is all that merging asks.
 
-    An area gets one with its first anonymous page (:meth:`mmsim.process.mm.Mm.anon_vma_prepare`); splitting and moving
-    hand it on. 5.17: include/linux/rmap.h, struct anon_vma. Left out: its interval tree.
+    An area gets one with its first anonymous page; splitting and moving hand it on, fork links the child's area to all
+    of the parent's and to one of its own, whose ``parent`` is the parent's (:mod:`mmsim.process.rmap`). ``degree`` counts the
+    areas that have it as their ``anon_vma``, and its children (a root is its own child): one with less than 2 may be
+    used again. ``areas`` are all that are linked to it, in the order in which they came.
+
+    5.17: include/linux/rmap.h, struct anon_vma. Left out: its interval tree is a list that a search filters.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "root", "parent", "degree", "areas")
+
+    def __init__(self, parent: AnonVma | None = None):
+        self.root: AnonVma = parent.root if parent is not None else self
+        self.parent: AnonVma = parent if parent is not None else self
+        self.degree = 1
+        self.areas: dict[Vma, None] = {}
 
 
 @dataclass(eq=False, slots=True)
@@ -127,6 +141,23 @@ class MappedFile:
     mappings: int = 0
     #: Whether vm_ops has a close(): such areas never merge.
     has_close: bool = False
+    #: Its pages are shared memory (tmpfs, memfd, System V): they count as MM_SHMEMPAGES and have no disk behind them.
+    shmem: bool = False
+    #: A fault may map pages around it that are in the page cache (vm_ops->map_pages; System V attaches have none).
+    map_pages: bool = True
+    #: The file system wants to know of each page's first write (vm_ops->page_mkwrite): pages are mapped read-only until then.
+    page_mkwrite: bool = False
+    #: The bytes that a page holds before anybody wrote to it; None: zeros.
+    content: Callable[[int], bytes] | None = None
+    #: The page cache: frames by page of the file.
+    cache: dict[int, int] = field(default_factory=dict)
+    #: The areas that map it: its reverse map.
+    i_mmap: dict[Vma, None] = field(default_factory=dict)
+
+    @property
+    def is_shmem(self) -> bool:
+        """Shared memory, nameless or with a name (5.17: shmem_mapping())."""
+        return self.shmem_zero or self.shmem
 
     def __repr__(self) -> str:
         return f"<MappedFile {self.path}, {self.pages} pages>"
@@ -160,6 +191,8 @@ class Vma:
     uffd: Hashable = None
     vm_prev: "Vma | None" = None
     vm_next: "Vma | None" = None
+    #: The address space that it is in.
+    vm_mm: Mm | None = None
 
     @property
     def pages(self) -> int:
@@ -188,7 +221,7 @@ class Vma:
     def duplicate(self) -> "Vma":
         """A copy outside the tree, with an empty anon_vma chain (5.17: kernel/fork.c, vm_area_dup())."""
         return Vma(self.vm_start, self.vm_end, self.vm_flags, self.vm_pgoff, self.vm_file, self.anon_vma, [],
-                   self.special, self.anon_name, self.policy, self.uffd)
+                   self.special, self.anon_name, self.policy, self.uffd, vm_mm=self.vm_mm)
 
     def __repr__(self) -> str:
         name = f" {self.vm_file.path}+{self.vm_pgoff * PAGE_SIZE:#x}" if self.vm_file else ""

@@ -49,7 +49,7 @@ from mmsim.process.overcommit import Overcommit
 from mmsim.process.populate import Access, Outcome
 from mmsim.process.stack import setup_stack
 from mmsim.process.syscalls import SystemCalls
-from mmsim.process.vma import MappedFile, prot_text
+from mmsim.process.vma import AnonVma, MappedFile, Vma, prot_text
 from mmsim.rules import rules_for
 
 P = 4096
@@ -123,12 +123,18 @@ def test_a_neighbour_that_could_merge_later_shares_its_anon_vma_from_the_first_t
     assert len({vma.anon_vma for vma in c.mm}) == 1
 
 
+def link_as_after_a_fork(vma: Vma) -> None:
+    other = AnonVma(vma.anon_vma)
+    other.areas[vma] = None
+    vma.anon_vma_chain.append(other)
+
+
 def test_an_area_that_has_been_through_a_fork_does_not_take_in_new_memory() -> None:
     c = mapped(1)
     write(c, 0)
     vma = c.mm.tree.lookup(A)
     assert vma is not None
-    vma.anon_vma_chain.append(type(vma.anon_vma)())         # what fork leaves: two links in the chain
+    link_as_after_a_fork(vma)
     c.mmap(A + P, P, RW, ANON | MAP_FIXED)
     assert rows(c) == [(0, 1, "rw-p"), (1, 2, "rw-p")]
 
@@ -448,7 +454,8 @@ def test_a_forked_heap_makes_a_second_area() -> None:
         write(c, 0)
         heap = c.mm.tree.first
         assert heap is not None
-        heap.anon_vma_chain += [type(heap.anon_vma)() for _ in range(chain - 1)]
+        for _ in range(chain - 1):
+            link_as_after_a_fork(heap)
         c.brk(A + 41 * P)
         assert len(rows(c)) == areas
 
