@@ -27,7 +27,7 @@ from mmsim.process.vma import Vma
 from mmsim.trace import Trace
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, align_up, u64
 
-__all__ = ["Abort", "PlainProgram", "Program", "ProgramSignal", "Segfault", "map_anonymous"]
+__all__ = ["Abort", "Calls", "DEFAULT_HEAP", "OomKill", "PlainProgram", "Program", "ProgramSignal", "Segfault", "map_anonymous"]
 
 _WORD = Struct("<Q")
 _OFFSET = PAGE_SIZE - 1
@@ -62,6 +62,12 @@ class Segfault(ProgramSignal):
         self.address, self.number = address, number
         what = ", ".join(part for part in (access, code) if part)
         super().__init__(f"{'SIGSEGV' if number == 11 else 'SIGBUS'} at {address:#x}" + (f" ({what})" if what else ""))
+
+
+class OomKill(ProgramSignal):
+    """SIGKILL: an access needed a frame and none was to be had; of all processes the OOM killer chose this one."""
+
+    number = 9
 
 
 class Program(Protocol):
@@ -117,7 +123,51 @@ class _Sbrk:
         return old if self._curbrk >= old + increment else -12
 
 
-class PlainProgram(_Sbrk):
+class Calls(_Sbrk):
+    """The system calls of a program that has :class:`~mmsim.process.syscalls.SystemCalls`."""
+
+    calls: SystemCalls
+
+    def brk(self, addr: int) -> int:
+        return self.calls.brk(addr)
+
+    def mmap(self, addr: int, length: int, prot: int, flags: int) -> int:
+        return self.calls.mmap(addr, length, prot, flags)
+
+    def munmap(self, addr: int, length: int) -> int:
+        return self.calls.munmap(addr, length)
+
+    def mprotect(self, addr: int, length: int, prot: int) -> int:
+        return self.calls.mprotect(addr, length, prot)
+
+    def mremap(self, addr: int, old_len: int, new_len: int, flags: int = 0, new_addr: int = 0) -> int:
+        return self.calls.mremap(addr, old_len, new_len, flags, new_addr)
+
+    def madvise(self, addr: int, length: int, advice: int) -> int:
+        return self.calls.madvise(addr, length, advice)
+
+    def read(self, address: int, size: int) -> bytes:
+        raise NotImplementedError
+
+    def write(self, address: int, data: bytes) -> None:
+        raise NotImplementedError
+
+    def fill(self, address: int, size: int, byte: int = 0) -> None:
+        """memset(): cost in proportion to the pages."""
+        while size > 0:
+            room = min(PAGE_SIZE - (address & _OFFSET), size)
+            self.write(address, bytes([byte]) * room)
+            address, size = address + room, size - room
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        """memcpy(): cost in proportion to the pages."""
+        while size > 0:
+            room = min(PAGE_SIZE - (source & _OFFSET), size)
+            self.write(to, self.read(source, room))
+            to, source, size = to + room, source + room, size - room
+
+
+class PlainProgram(Calls):
     """A program with nothing but an address space: no frames, no other processes.
 
     ``minflt`` counts what the kernel would count: the first read of an anonymous page (it shows the zero page) and the first
@@ -140,26 +190,6 @@ class PlainProgram(_Sbrk):
         self._tables: tuple[dict[int, Any], ...] = (self._pages, self._zero, self._guarded)
         self.mm.on_unmap, self.mm.on_move, self.mm.on_protect, self.mm.on_advice = (
             self._unmap, self._move, self._protect, self._advise)
-
-    # -- system calls ------------------------------------------------------------------------------------------
-
-    def brk(self, addr: int) -> int:
-        return self.calls.brk(addr)
-
-    def mmap(self, addr: int, length: int, prot: int, flags: int) -> int:
-        return self.calls.mmap(addr, length, prot, flags)
-
-    def munmap(self, addr: int, length: int) -> int:
-        return self.calls.munmap(addr, length)
-
-    def mprotect(self, addr: int, length: int, prot: int) -> int:
-        return self.calls.mprotect(addr, length, prot)
-
-    def mremap(self, addr: int, old_len: int, new_len: int, flags: int = 0, new_addr: int = 0) -> int:
-        return self.calls.mremap(addr, old_len, new_len, flags, new_addr)
-
-    def madvise(self, addr: int, length: int, advice: int) -> int:
-        return self.calls.madvise(addr, length, advice)
 
     # -- what the calls do to pages ----------------------------------------------------------------------------
 
@@ -259,20 +289,6 @@ class PlainProgram(_Sbrk):
             assert isinstance(page, bytearray)
             page[offset:offset + room] = data[done:done + room]
             address, done = address + room, done + room
-
-    def fill(self, address: int, size: int, byte: int = 0) -> None:
-        """memset(): cost in proportion to the pages."""
-        while size > 0:
-            room = min(PAGE_SIZE - (address & _OFFSET), size)
-            self.write(address, bytes([byte]) * room)
-            address, size = address + room, size - room
-
-    def copy(self, to: int, source: int, size: int) -> None:
-        """memcpy(): cost in proportion to the pages."""
-        while size > 0:
-            room = min(PAGE_SIZE - (source & _OFFSET), size)
-            self.write(to, self.read(source, room))
-            to, source, size = to + room, source + room, size - room
 
     def map_region(self, start: int, length: int, flags: int) -> None:
         """Put an area of private anonymous memory at an address, as execve() and the loader leave them."""
