@@ -12,16 +12,20 @@ from typing import Any
 
 from mmsim.constants import VM_ACCOUNT, VM_DATA_DEFAULT_FLAGS
 from mmsim.errors import InputError
+from mmsim.machine import Machine
 from mmsim.malloc.glibc.params import M_MMAP_THRESHOLD, M_MXFAST, M_TOP_PAD, M_TRIM_THRESHOLD
 from mmsim.malloc.glibc.ptmalloc import Ptmalloc
-from mmsim.malloc.program import PlainProgram, ProgramSignal
+from mmsim.malloc.process_program import ProcessProgram
+from mmsim.malloc.program import ProgramSignal
 from mmsim.process.layout import fixed_layout
 from mmsim.process.mm import Mm
-from mmsim.process.overcommit import Overcommit
+from mmsim.process.task import Process
+from mmsim.process.vma import Vma
+from mmsim.reference import qemu_map, qemu_platform
 from mmsim.replay.malloc_bugs import BUGS
 from mmsim.replay.readers import Record, read_jsonl
 from mmsim.replay.registry import Check, replays, same
-from mmsim.units import PAGE_SIZE, align_down, u64
+from mmsim.units import MIB, PAGE_SHIFT, PAGE_SIZE, align_down, u64
 
 __all__ = ["bugs", "sequences"]
 
@@ -30,8 +34,6 @@ _LIBRARIES = 0x7FFFF7DDD000
 #: The recorded program's heap without ASLR.
 _HEAP = 0x55555556B000
 _IMAGE = 0x17000
-#: MemTotal of the recorded machine in pages; it had no swap. A request above it is refused.
-_TOTALRAM = 501144 // 4
 #: What the program says by "mallopt" in a record's first operation: its number for a parameter.
 _MALLOPT = {1: M_MMAP_THRESHOLD, 2: M_TRIM_THRESHOLD, 3: M_TOP_PAD, 4: M_MXFAST}
 #: The recorded program notes each operation in 80 bytes of a mapped file: at these offsets before it reads its own count of
@@ -40,11 +42,11 @@ _NOTE, _NOTED_BEFORE, _NOTED_AFTER = 80, (4, 16, 48), 72
 _CALLS = {"brk": 1, "mmap": 4, "munmap": 2, "mremap": 4, "madvise": 3, "mprotect": 3}
 
 
-class _Traced(PlainProgram):
-    """A program whose system calls are written down as the recorder writes them: name, arguments, result."""
+class _Traced(ProcessProgram):
+    """A process whose system calls are written down as the recorder writes them: name, arguments, result."""
 
-    def __init__(self, mm: Mm, heap: int):
-        super().__init__(mm, heap)
+    def __init__(self, process: Process, heap: int):
+        super().__init__(process, heap)
         self.log: list[tuple[int | str, ...]] = []
 
     def _logged(self, name: str, result: int, *args: int) -> int:
@@ -79,13 +81,21 @@ def _recorded_calls(sys: list[list[Any]]) -> list[tuple[int | str, ...]]:
     return [(name, *map(_number, rest[:_CALLS[name]]), _number(rest[-1])) for name, *rest in sys if name in _CALLS]
 
 
-def _start(heap: int, libraries: int, tunables: dict[str, int]) -> tuple[_Traced, Ptmalloc]:
-    """A program whose libraries fill the mmap area down to an address, and whose data end where the heap begins."""
-    mm = Mm(fixed_layout(), privileged=True, overcommit=Overcommit(_TOTALRAM))
-    program = _Traced(mm, heap)
-    program.map_region(heap - _IMAGE, _IMAGE, VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT)
-    program.map_region(libraries, mm.layout.mmap_base - libraries, VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT)
-    return program, Ptmalloc(program, main_arena=mm.layout.mmap_base - 16 * PAGE_SIZE, tunables=tunables)
+def _boot() -> Machine:
+    """A machine of 512 MiB like the recorded one."""
+    return Machine.boot(qemu_map(512 * MIB), platform=qemu_platform(512 * MIB))
+
+
+def _start(machine: Machine, heap: int, libraries: int, tunables: dict[str, int]) -> tuple[_Traced, Ptmalloc]:
+    """A process whose libraries fill the mmap area down to an address, and whose data end where the heap begins."""
+    layout = fixed_layout()
+    mm = Mm(layout, rules=machine.rules, overcommit=machine.overcommit, trace=machine.trace, privileged=True)
+    for start, end in ((heap - _IMAGE, heap), (libraries, layout.mmap_base)):
+        area = Vma(start, end, VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT, start >> PAGE_SHIFT)
+        mm.link(area)
+        mm.vm_stat_account(area.vm_flags, area.pages)
+    program = _Traced(machine.spawn("mal", mm), heap)
+    return program, Ptmalloc(program, main_arena=layout.mmap_base - 16 * PAGE_SIZE, tunables=tunables)
 
 
 def _tunables(config: str) -> dict[str, int]:
@@ -106,11 +116,12 @@ def _libraries(record: Record) -> int:
 class _Player:
     """Runs the operations of one record."""
 
-    def __init__(self, record: Record):
+    def __init__(self, machine: Machine, record: Record):
         self.heap = _number(record["heap_start"])
         ops = record["ops"]
         by_mallopt = bool(ops) and ops[0]["op"] == "mallopt"
-        self.program, self.libc = _start(self.heap, _libraries(record), {} if by_mallopt else _tunables(record["config"]))
+        self.program, self.libc = _start(machine, self.heap, _libraries(record),
+                                          {} if by_mallopt else _tunables(record["config"]))
         self.program.sbrk(0)                    # the recorded program asked where its heap begins
         self.program.log.clear()
         self.slots: dict[int, int] = {}
@@ -179,8 +190,9 @@ def sequences(path: Path) -> Iterator[Check]:
     """For every malloc, calloc, realloc, memalign, free, malloc_trim: where the memory lies, how much of it is usable, where
     the heap ends then, each brk, mmap, munmap, mremap and madvise with arguments and result, and the minor faults (from the
     second operation on: before the first, the program had those of its start)."""
+    machine = _boot()
     for record in read_jsonl(path):
-        player = _Player(record)
+        player = _Player(machine, record)
         name = record["script"] or f"seed {record['seed']}"
         recorded = modelled = None
         for number, op in enumerate(record["ops"]):
@@ -196,15 +208,17 @@ def sequences(path: Path) -> Iterator[Check]:
                 expected["faults"], said["faults"] = op["minflt"] - recorded, faults - modelled
             recorded, modelled = op["minflt"], faults
             yield same(label, expected, said)
+        player.program.process.exit()
 
 
 @replays("linux-5.17-userland/ch04_bugs*.jsonl*")
 def bugs(path: Path) -> Iterator[Check]:
     """For every heap bug: the signal that ends the program, if any, its exit status and what it says before."""
+    machine = _boot()
     for record in read_jsonl(path):
         if not 0 <= record["n"] < len(BUGS):
             raise InputError(f"line {record.line}: there is no bug {record['n']}")
-        program, libc = _start(_HEAP, _LIBRARIES, _tunables(record["config"]))
+        program, libc = _start(machine, _HEAP, _LIBRARIES, _tunables(record["config"]))
         signal, message = 0, ""
         try:
             BUGS[record["n"]](libc, program, align_down(_HEAP - 1, PAGE_SIZE))
@@ -213,3 +227,4 @@ def bugs(path: Path) -> Iterator[Check]:
         expected = {key: record[key] for key in ("signal", "exit", "stderr")}
         yield same(f"{record['config']}: {record['bug']}", expected,
                    {"signal": signal, "exit": -1 if signal else 0, "stderr": message})
+        program.process.exit()
