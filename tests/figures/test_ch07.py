@@ -1,0 +1,181 @@
+"""The figures of chapter 7 tell what the mechanism does, for the reader's parameters too, and refuse nonsense in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmsim.constants import RLIM_INFINITY
+from mmsim.draw import BoundFigure
+from mmsim.draw.figure import compute
+from mmsim.errors import InputError
+from mmsim.figures import ch07
+from mmsim.figures.ch07.aslr_bands import LIMITS, PARTS, band_of, places
+from mmsim.figures.ch07.merge_cases import CASES, make_case
+from mmsim.figures.ch07.overcommit_gauge import RECORDED
+from mmsim.figures.ch07.own import RECORDED_STEPS
+from mmsim.figures.ch07.stack_gap import grow_to_the_end
+from mmsim.process.layout import draw_layout, fixed_layout
+from mmsim.units import MIB
+
+RECORDINGS = Path(__file__).resolve().parents[1] / "golden" / "recordings" / "linux-5.17-userland"
+ALL = [getattr(ch07, name) for name in ch07.__all__ if hasattr(getattr(ch07, name), "identity")]
+
+
+def sentences(figure: BoundFigure) -> list[str]:
+    return [" ".join(frame.say.split()) for frame in figure.frames()]
+
+
+def records(name: str) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(line) for line in (RECORDINGS / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)
+def test_a_figure_is_whole_in_both_widths_and_small_enough(figure) -> None:  # type: ignore[no-untyped-def]
+    payload = figure().payload()
+    assert "error" not in payload and "problems" not in payload
+    assert set(payload["layouts"]) == {"wide", "narrow"}
+    assert 5 <= len(payload["frames"]) <= 60
+    assert any("ask" in frame for frame in payload["frames"])
+    assert len(json.dumps(payload)) < 250_000
+
+
+@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)
+def test_the_same_parameters_give_the_same_frames(figure) -> None:  # type: ignore[no-untyped-def]
+    assert figure().payload() == figure().payload()
+
+
+# -- merge cases ------------------------------------------------------------------------------------------------
+
+def test_untouched_areas_merge_in_all_eight_cases() -> None:
+    assert {number: make_case(number).case for number in CASES} == {number: number for number in CASES}
+
+
+def test_areas_written_apart_merge_only_with_a_new_mapping() -> None:
+    assert [make_case(number, "written").case for number in CASES] == [2, 2, 3, 0, 0, 0, 0, 0]
+
+
+def test_a_read_only_mapping_never_merges_with_memory_that_was_made_read_only() -> None:
+    """VM_ACCOUNT differs, though both show as r--p."""
+    from mmsim.constants import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
+    from mmsim.process.mm import Mm
+    from mmsim.process.syscalls import SystemCalls
+
+    mm, flags = Mm(), MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+    calls = SystemCalls(mm)
+    calls.mmap(0x100000, 0x2000, 3, flags)
+    calls.mmap(0x102000, 0x2000, 1, flags)
+    calls.mprotect(0x100000, 0x2000, 1)
+    assert mm.map_count == 2
+
+
+# -- overcommit -------------------------------------------------------------------------------------------------
+
+def test_the_gauge_repeats_the_recorded_program() -> None:
+    recorded = records("ch07_over.jsonl")[::-1]         # the first of a kind, with the default ratio, counts last
+    first = [record for record in recorded if record["kind"] == "overcommit"][-1]
+    assert first["mode"] == 0
+    assert {name: first[name] for name in RECORDED} == RECORDED
+    forks = {record["mode"]: record["fork_ok"] for record in recorded if record["kind"] == "overcommit_fork" and record["root"]}
+    maps = {record["mode"]: record["maps_of_64MB"] for record in recorded if record["kind"] == "overcommit_many" and record["root"]}
+    assert maps == {0: 200, 1: 200, 2: 3} and forks == {0: 0, 1: 1, 2: 0}
+    said = sentences(ch07.overcommit_gauge())
+    assert "guess: all 200; always: all 200; never: 3 of 200, then ENOMEM" in said[0]
+    assert said[1].startswith("fork. guess: ENOMEM; always: ok; never: ENOMEM.")
+
+
+def test_two_areas_with_a_fence_may_fork_where_one_may_not() -> None:
+    said = sentences(ch07.overcommit_gauge())
+    assert said[6].startswith("fork. guess: ok") and "none is larger than RAM" in said[6]
+    joined = sentences(ch07.overcommit_gauge(requests="map 400M\nmap 400M\nfork"))
+    assert joined[-1].startswith("fork. guess: ENOMEM")
+
+
+def test_half_a_terabyte_with_swap_is_a_matter_of_the_ratio() -> None:
+    said = sentences(ch07.overcommit_gauge(requests="map 14G", machine="16", ratio=100, root=False))
+    assert said == ["map 14G. guess: ok; always: ok; never: ok."]
+    assert "never: ENOMEM" in sentences(ch07.overcommit_gauge(requests="map 14G", machine="16", ratio=50))[0]
+
+
+@pytest.mark.parametrize("requests, problem", [
+    ("# none", "no requests"),
+    ("map 0", None),
+    ("map 1M times=99999", None),
+])
+def test_requests_that_make_no_sense_are_answered(requests: str, problem: str | None) -> None:
+    payload = json.loads(compute(ch07.overcommit_gauge.name, {"requests": requests}))
+    if problem:
+        assert problem in payload["error"]
+    else:
+        assert "at most 1000 times" in payload["problems"]["requests"][0]["text"]
+
+
+# -- stack ------------------------------------------------------------------------------------------------------
+
+def test_the_stack_ends_where_the_recorded_ones_ended() -> None:
+    ends = {}
+    for record in records("ch07_stack.jsonl"):
+        if record["kind"] == "stack" and record["test"] < 5:
+            ends[record["test"]] = record["VmStk_kB"] // 4
+    assert [ends[test] for test in (0, 1, 3, 4)] == [
+        grow_to_the_end("no", 768, 8 * MIB)[0], grow_to_the_end("no", 768, 1 * MIB)[0],
+        grow_to_the_end("rw", 768, 8 * MIB)[0], grow_to_the_end("none", 768, 8 * MIB)[0]]
+
+
+def test_beyond_the_gap_a_write_hits_the_other_mapping() -> None:
+    assert "works: it belongs to a mapping" in sentences(ch07.stack_gap())[-1]
+    assert "SIGSEGV (SEGV_ACCERR)" in sentences(ch07.stack_gap(obstacle="none"))[-1]
+    assert "RLIMIT_STACK is reached" in sentences(ch07.stack_gap(limit=1, obstacle="no"))[-1]
+
+
+# -- ASLR -------------------------------------------------------------------------------------------------------
+
+def test_every_draw_lies_in_its_band() -> None:
+    from random import Random
+    random = Random(7)
+    for limit in LIMITS.values():
+        for _ in range(300):
+            for part, place in places(draw_layout(random, limit)).items():
+                low, high = band_of(part, limit)
+                assert low <= place <= high, part
+    assert set(PARTS) == set(places(fixed_layout()))
+
+
+def test_recorded_stacks_lie_in_the_stack_s_band() -> None:
+    tops = [int(record["stack_top"], 16) for record in records("ch07_stack_aslr.jsonl") if "stack_top" in record]
+    low, high = band_of("stack top", 8 * MIB)
+    assert len(tops) >= 6 and all(low <= top <= high for top in tops)
+
+
+def test_the_worked_base_range() -> None:
+    assert [hex(address) for address in band_of("mmap base", 8 * MIB)] == ["0x7efbff701000", "0x7ffbff700000"]
+    assert fixed_layout(RLIM_INFINITY).mmap_base == 0x155555556000
+
+
+# -- the reader's own process -----------------------------------------------------------------------------------
+
+def test_the_recorded_process_is_read_whole() -> None:
+    process = ch07.own_process(live=False)
+    areas = process.areas()
+    assert (len(areas), sum(area.rss for area in areas)) == (22, 1552)
+    assert sum(process.pages[kind] for kind in ("file", "anon")) * 4 == 1552
+    assert process.status["VmRSS"] == "1552 kB"
+
+
+def test_smaps_of_this_process_is_read_where_there_is_one() -> None:
+    process = ch07.own_process(live=True)
+    assert all(area.rss <= area.size for area in process.areas())
+    assert process.table().count("\n") >= 3 and process.words()
+
+
+@pytest.mark.parametrize("smaps", ["", "nonsense", "1000-2000 rw-p 00000000 00:00 0 \nSize: x kB\n"])
+def test_a_broken_smaps_is_refused(smaps: str) -> None:
+    with pytest.raises(InputError):
+        ch07.OwnProcess("a test", False, smaps).areas()
+
+
+def test_the_recorded_experiment_names_steps_that_are_there() -> None:
+    text = ch07.own_experiment(False, RECORDINGS / "ch07_steps.jsonl")
+    assert [int(line.split()[-1]) for line in text.splitlines()[1:]] == [64] * len(RECORDED_STEPS)
