@@ -54,7 +54,7 @@ def dup_mm(old: Mm) -> Mm:
     new = Mm(old.layout, rules=old.rules, limits=replace(old.limits), overcommit=old.overcommit, trace=old.trace,
              privileged=old.privileged, max_map_count=old.max_map_count, mmap_min_addr=old.mmap_min_addr,
              stack_guard_gap=old.stack_guard_gap, soft_dirty=old.soft_dirty)
-    for name in ("start_data", "end_data", "start_brk", "brk", "start_stack"):
+    for name in ("start_code", "end_code", "start_data", "end_data", "start_brk", "brk", "start_stack"):
         setattr(new, name, getattr(old, name))
     # Locked pages are not inherited, nor is mlockall(MCL_FUTURE).
     new.def_flags = old.def_flags & VM_NOHUGEPAGE
@@ -65,6 +65,7 @@ def dup_mm(old: Mm) -> Mm:
         if new.pages is not None:
             exit_mmap(new)
         raise
+    new.update_hiwater()
     return new
 
 

@@ -137,12 +137,14 @@ def _move_vma(mm: Mm, vma: Vma, old_addr: int, old_len: int, new_len: int, new_a
             if vma.is_anonymous and not mm.rules.mremap_dontunmap_keeps_pgoff:
                 vma.vm_pgoff = vma.vm_start >> PAGE_SHIFT
         return new_addr
+    hiwater_vm = mm.hiwater_vm
     try:
         do_munmap(mm, old_addr, old_len)
     except Errno:
         if vm_flags & VM_ACCOUNT:
             mm.overcommit.committed += old_len >> PAGE_SHIFT
         excess = 0
+    mm.hiwater_vm = hiwater_vm              # while both were there, the address space only looked larger
     if vm_flags & VM_LOCKED:
         mm.locked_vm += new_len >> PAGE_SHIFT
     if excess:

@@ -37,6 +37,7 @@ def do_munmap(mm: Mm, start: int, length: int) -> None:
         if last is vma:
             vma = below
     doomed = list(mm.tree.overlapping(start, end))
+    mm.update_hiwater()
     if mm.pages is not None:
         unmap_region(mm.pages, doomed, doomed[0].vm_prev, doomed[-1].vm_next)
     for vma in doomed:

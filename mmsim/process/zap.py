@@ -92,6 +92,7 @@ def zap_page_range(space: AddressSpace, vma: Vma, start: int, end: int) -> None:
     """Take all pages of a range away; the area stays (5.17: mm/memory.c, zap_page_range(), for MADV_DONTNEED)."""
     space.user.lru.lru_add_drain()
     space.sync_mm_rss()
+    space.mm.update_hiwater()
     gather: list[int] = []
     zap_pte_range(space, vma, start, end, gather)
     _tlb_finish_mmu(space, start, end, gather)
@@ -106,6 +107,7 @@ def unmap_region(space: AddressSpace, areas: Sequence[Vma], previous: Vma | None
     start, end = areas[0].vm_start, areas[-1].vm_end
     space.user.lru.lru_add_drain()
     space.sync_mm_rss()
+    space.mm.update_hiwater()
     gather: list[int] = []
     for vma in areas:
         zap_pte_range(space, vma, vma.vm_start, vma.vm_end, gather)
