@@ -1,6 +1,6 @@
 """recordings/linux-5.17-userland/ch07_steps: one call each of everything that a kernel refuses, and what it answers.
 
-The steps that count faults are listed by group as not yet covered.
+The steps that count faults are those of :mod:`mmsim.replay.steps`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ from mmsim.process.mm import Mm
 from mmsim.process.overcommit import Overcommit
 from mmsim.process.syscalls import SystemCalls
 from mmsim.process.vma import MappedFile
-from mmsim.replay.readers import read_jsonl
+from mmsim.replay.readers import Record, read_jsonl
 from mmsim.replay.registry import Check, replays, same
+from mmsim.replay.steps import Note, Step, StepProgram
+from mmsim.replay.usage import maps_of, smaps_sums
 from mmsim.units import MIB, PAGE_SIZE
 
-__all__ = ["errnos"]
+__all__ = ["steps"]
 
 P = PAGE_SIZE
 RW = 3
@@ -138,18 +140,81 @@ class _Calls:
         return (result if name.endswith("raw return") else int(result > 0)), "0"
 
 
+#: How many more pages than the step's the program may reuse after a fork, its own.
+_OWN_REUSES = 6
+
+
+def _step(record: Record, step: Step, forked: bool, where: str) -> Iterator[Check]:
+    """Carry out a step of the program and compare it."""
+    if (record["group"], record["step"]) != (step.group, step.name):
+        raise InputError(f"{where}: step {record['step']!r} of {record['group']!r} instead of {step.name!r} of {step.group!r}")
+    process, counters = step.process, step.process.user.counters
+    minor, major, reuse = process.minflt, process.majflt, counters["pgreuse"]
+    result = step.body() or 0
+    name = errno_name(result) if -4096 < result < 0 else "0"
+    at = f"{where}: {step.group}, {step.name}"
+    if step.no_counts:
+        yield Check(at, False, known=f"not covered: faults of {step.no_counts}")
+        yield same(f"{at}: errno", record["errno"], name)
+    else:
+        yield same(f"{at}: minor and major faults, errno", (record["minflt"], record["majflt"], record["errno"]),
+                   (process.minflt - minor, process.majflt - major, name))
+    reuses = counters["pgreuse"] - reuse
+    yield Check(f"{at}: pgreuse (after a fork the program's own pages add up to {_OWN_REUSES})",
+                0 <= record["pgreuse"] - reuses <= (_OWN_REUSES if forked else 0), record["pgreuse"], reuses)
+    start = step.start() if callable(step.start) else step.start
+    if not start:
+        yield same(f"{at}: no smaps", record["smaps"], None)
+        return
+    if step.no_sums:
+        yield Check(at, False, known=f"not covered: sums of {step.no_sums}")
+        yield same(f"{at}: areas, their flags", (record["smaps"]["vmas"], record["smaps"]["VmFlags"]),
+                   tuple(smaps_sums(process, start, step.pages)[name] for name in ("vmas", "VmFlags")))
+    else:
+        yield same(f"{at}: smaps", record["smaps"], smaps_sums(process, start, step.pages))
+    yield same(f"{at}: maps", record["maps"], maps_of(process, start, step.pages))
+
+
+def _note(record: Record, note: Note, bases: dict[str, tuple[int, int]], where: str) -> Iterator[Check]:
+    """Compare the values of a note that the model has."""
+    for name, value in note.values.items():
+        expected = record[name]
+        base = note.relative.get(name)
+        if base is not None:
+            recorded, modelled = bases.setdefault(base, (expected, value))
+            expected, value = expected - recorded, value - modelled
+        yield same(f"{where}: note, {name}{' (difference)' if base else ''}", expected, value)
+    if set(record) - set(note.values) - {"kind"}:
+        yield Check(where, False, known=f"not covered: {note.unknown or 'other values of a note'}")
+
+
 @replays("linux-5.17-userland/ch07_steps*.jsonl*")
-def errnos(path: Path) -> Iterator[Check]:
-    """What mmap, mprotect, munmap, madvise, mremap, msync, mincore and brk answer to bad and unusual arguments: result and errno."""
+def steps(path: Path) -> Iterator[Check]:
+    """Step by step: faults, reuses, errno, smaps and maps of mprotect, merging, mremap, mlock, MADV_DONTFORK and WIPEONFORK, vfork,
+    copy-on-write of 64 pages, brk after fork; then what mmap, mprotect, munmap, madvise, mremap, msync, mincore and brk answer to
+    bad and unusual arguments."""
+    records = list(read_jsonl(path))
     calls = _Calls()
-    for record in read_jsonl(path):
+    heap = next((-record["maps"][0][0] for record in records if record.get("group") == "sbrk_fork" and record.get("maps")), 1105)
+    program = StepProgram(heap)
+    lines = program.run()
+    bases: dict[str, tuple[int, int]] = {}
+    for record in records:
         where = f"line {record.line}"
         if record["kind"] == "errno":
             got = calls.run(record["call"])
             if got is None:
                 raise InputError(f"{where}: unknown call {record['call']!r}")
             yield same(f"{where}: {record['call']}: result, errno", (record["ret"], record["errno"]), got)
-        elif record["kind"] in ("step", "note"):
-            yield Check(where, False, known=f"not yet covered: faults and smaps of {record.get('group', 'a note')}")
+            continue
+        line = next(lines, None)
+        if isinstance(line, Step) and record["kind"] == "step":
+            yield from _step(record, line, program.forked, where)
+        elif isinstance(line, Note) and record["kind"] == "note":
+            yield from _note(record, line, bases, where)
         else:
-            raise InputError(f"{where}: unknown kind {record['kind']!r}")
+            raise InputError(f"{where}: the program does not print {record['kind']!r} here")
+    program.machine.process_table.check()
+    left = next(lines, None)
+    if left is not None:
+        yield same("the program's lines after the last record", "none", type(left).__name__)
