@@ -33,7 +33,7 @@ __all__ = ["Host", "host", "shipped_recording"]
 
 #: Without these nothing in the book can be computed.
 _NEEDED = ("zoneinfo", "buddyinfo", "meminfo")
-_FILES = (*_NEEDED, "pagetypeinfo", "vmstat", "iomem", "cmdline", "version")
+_FILES = (*_NEEDED, "pagetypeinfo", "vmstat", "iomem", "cmdline", "version", "slabinfo", "vmallocinfo")
 
 
 def shipped_recording() -> Recording:
