@@ -59,7 +59,8 @@ class TreeMachine(RuleBasedStateMachine):
     def resize(self, data: st.DataObject, low: int, high: int) -> None:
         vma = data.draw(st.sampled_from(self.areas))
         start, end = vma.vm_start // P + low, vma.vm_end // P + high
-        if 0 < start < end and self.free(start, end, vma):
+        # An area grows and shrinks where it is; it never jumps over another.
+        if 0 < start < end and self.free(min(start, vma.vm_start // P), max(end, vma.vm_end // P), vma):
             self.tree.resize(vma, start * P, end * P)
 
     @rule(address=st.integers(0, (PAGES + 8) * P))
@@ -81,10 +82,12 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(length=st.integers(1, 12), low=st.integers(0, 40), high=st.integers(20, PAGES + 10))
     def search_for_room(self, length: int, low: int, high: int) -> None:
-        """The highest and the lowest place that fits, by trying every page; the guard gap below a stack is no room."""
+        """The highest and the lowest place that fits, by trying every page; the guard gap below a stack is no room, as far as it
+        reaches before the next area below."""
         mm = Mm(fixed_layout(), stack_guard_gap=GAP)
         mm.tree = self.tree
-        taken = [(self.tree.start_gap(vma), vma.vm_end) for vma in self.areas]
+        taken = [(max([self.tree.start_gap(vma)] + [other.vm_end for other in self.areas if other.vm_end <= vma.vm_start]), vma.vm_end)
+                 for vma in self.areas]
         places = [page for page in range(low, high - length + 1)
                   if all((page + length) * P <= start or page * P >= end for start, end in taken)]
         for search, wanted in ((unmapped_area_topdown, max), (unmapped_area, min)):
