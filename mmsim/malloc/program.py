@@ -185,7 +185,7 @@ class PlainProgram(Calls):
         self._pages: dict[int, bytearray] = {}
         #: Pages that were read but never written: the zero page is mapped there.
         self._zero: dict[int, bytes] = {}
-        #: Pages whose permissions changed since they were last seen; their next access is checked again.
+        #: Pages whose permissions changed; each access is checked until one may write.
         self._guarded: dict[int, bytearray] = {}
         self._tables: tuple[dict[int, Any], ...] = (self._pages, self._zero, self._guarded)
         self.mm.on_unmap, self.mm.on_move, self.mm.on_protect, self.mm.on_advice = (
@@ -243,6 +243,8 @@ class PlainProgram(Calls):
             return self._zero[number]
         self._fault(address, Access.WRITE if write else Access.READ)
         if number in self._guarded:
+            if not write:
+                return self._guarded[number]
             page = self._pages[number] = self._guarded.pop(number)
             return page
         self.minflt += 1
