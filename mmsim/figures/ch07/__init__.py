@@ -1,5 +1,6 @@
 """The figures of chapter 7, Virtual memory in userspace: one module a subject."""
 
+from mmsim.figures.ch07.address_space_lab import address_space_lab
 from mmsim.figures.ch07.aslr_bands import aslr_bands
 from mmsim.figures.ch07.cow_family import cow_family
 from mmsim.figures.ch07.measure import fork_tables, mprotect_copies
@@ -10,6 +11,6 @@ from mmsim.figures.ch07.rmap_xray import rmap_xray
 from mmsim.figures.ch07.stack_gap import stack_gap
 
 __all__ = [
-    "OwnProcess", "aslr_bands", "cow_family", "fork_tables", "merge_cases", "mprotect_copies", "overcommit_gauge", "own_experiment",
-    "own_process", "rmap_xray", "stack_gap",
+    "OwnProcess", "address_space_lab", "aslr_bands", "cow_family", "fork_tables", "merge_cases", "mprotect_copies",
+    "overcommit_gauge", "own_experiment", "own_process", "rmap_xray", "stack_gap",
 ]  # fmt: skip

@@ -193,6 +193,7 @@ def _run(state: _State, op: Operation) -> str:
 
 def _access(state: _State, verb: str, who: str, page: int) -> tuple[str, str]:
     family = state.family
+    family.get(who)
     before = family.entry(who, page)
     reuse = family.machine.counters["pgreuse"]
     references = family.user.frames.refcount[before.pfn] if before else 0
@@ -277,4 +278,6 @@ def cow_family(story: list[Operation], rule: str, waiting: bool, width: float) -
         yield state.draw(op.text, told, before, (counters["pgfault"] - faults, counters["pgreuse"] - reused), ask)
         told = ""
         before, faults, reused, copies = state.entries(), counters["pgfault"], counters["pgreuse"], state.copies
+    if told:                                    # the lines behind it were refused
+        yield state.draw(played[-1].text, told, before, (counters["pgfault"] - faults, counters["pgreuse"] - reused))
     state.family.machine.check()

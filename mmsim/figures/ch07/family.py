@@ -8,7 +8,7 @@ from mmsim.constants import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PR
 from mmsim.errors import InputError
 from mmsim.machine import Machine
 from mmsim.paging.pte import pte_pfn, pte_present, pte_write
-from mmsim.process.task import Process, ProcessTable
+from mmsim.process.task import Process
 from mmsim.process.user_memory import UserMemory
 from mmsim.process.vma import Vma
 from mmsim.reference import ref256
@@ -36,7 +36,7 @@ class Family:
         self.machine: Machine = ref256()
         self.machine.rules = self.machine.rules.replace(cow_reuse=cow_reuse)
         self.pages = pages
-        self.table = ProcessTable(UserMemory(self.machine))
+        self.table = self.machine.process_table
         root = self.table.spawn("A")
         self.members: dict[str, Process] = {"A": root}
         self.parents: dict[str, str] = {}

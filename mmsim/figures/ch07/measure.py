@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from mmsim.constants import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from mmsim.errors import InputError
-from mmsim.process.task import Process, ProcessTable
-from mmsim.process.user_memory import UserMemory
+from mmsim.process.task import Process
 from mmsim.process.vma import MappedFile
 from mmsim.reference import ref256
 from mmsim.rules import rules_for
@@ -21,7 +20,7 @@ _RW = PROT_READ | PROT_WRITE
 def _program(release: str = "5.17") -> Process:
     machine = ref256()
     machine.rules = rules_for(release)
-    return ProcessTable(UserMemory(machine)).spawn("program")
+    return machine.spawn("program")
 
 
 def mprotect_copies(sizes: Iterable[int], release: str) -> list[int]:

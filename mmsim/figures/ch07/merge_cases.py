@@ -22,7 +22,6 @@ from mmsim.figures.ch07.strips import Piece, Strip, pieces_of
 from mmsim.process.merge import is_mergeable_anon_vma
 from mmsim.process.populate import Access
 from mmsim.process.task import Process, ProcessTable
-from mmsim.process.user_memory import UserMemory
 from mmsim.process.vma import Vma
 from mmsim.reference import ref256
 from mmsim.units import PAGE_SHIFT
@@ -65,7 +64,7 @@ _WORDS = {RW: "rw", R: "r", NONE: "none"}
 
 
 def _processes() -> ProcessTable:
-    return ProcessTable(UserMemory(ref256()))
+    return ref256().process_table
 
 
 @dataclass(slots=True)

@@ -33,7 +33,6 @@ from mmsim.figures.ch07.strips import size_text
 from mmsim.process.mm import Mm
 from mmsim.process.overcommit import Overcommit
 from mmsim.process.task import Process, ProcessTable
-from mmsim.process.user_memory import UserMemory
 from mmsim.reference import ref256
 from mmsim.units import GIB, MIB, PAGE_SHIFT, TIB
 
@@ -251,7 +250,7 @@ def overcommit_gauge(requests: list[Operation], machine: str, swap: int, ratio: 
             op.fail("a size from 1 to 64T, and at most 1000 times")
     good = [op for op in requests if not op.error]
 
-    table = ProcessTable(UserMemory(ref256()))
+    table = ref256().process_table
 
     def fresh() -> list[_Side]:
         return [_Side(mode, account(machine, mode, ratio, swap * GIB), root, table) for mode in range(3)]
