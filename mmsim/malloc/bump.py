@@ -61,6 +61,8 @@ class Bump(Allocator):
         length = self.program.read_word(block)
         if length & _FREED:
             raise Abort("free(): freed before")
+        if length % ALIGNMENT or not _HEADER < length <= self.next - block:
+            raise Abort("free(): not a block of this heap")
         if block + length == self.next:
             self.next = block
         else:
