@@ -26,11 +26,14 @@ from mmsim.config import Config
 from mmsim.constants import GFP_KERNEL
 from mmsim.counters import Counters
 from mmsim.errors import InputError, InvariantError
+from mmsim.kernel.ioremap import IoRemap
 from mmsim.kernel.layout import Layout
 from mmsim.kernel.percpu import PerCpu
+from mmsim.kernel.resource import IomemTree, from_firmware
 from mmsim.kernel.slub import Slub
 from mmsim.kernel.stacks import ThreadStacks
 from mmsim.kernel.vmalloc import Vmalloc
+from mmsim.kernel.vmap_block import VmapBlocks
 from mmsim.klog import KernelLog
 from mmsim.paging.contents import FrameContents
 from mmsim.paging.init_mm import InitMm, init_mm_tables
@@ -49,8 +52,10 @@ from mmsim.process.task import Process, ProcessTable
 from mmsim.process.user_memory import UserMemory
 from mmsim.procfs.buddyinfo import buddyinfo, extfrag_index, pagetypeinfo, unusable_index
 from mmsim.procfs.meminfo import format_meminfo, format_vmstat, meminfo_values, vmstat_values
+from mmsim.procfs.nodestats import fold_node_stats, meminfo_of_stats
+from mmsim.procfs.process import process_file
 from mmsim.procfs.slabinfo import slabinfo
-from mmsim.procfs.vmallocinfo import vmallocinfo
+from mmsim.procfs.vmallocinfo import vmalloc_meminfo, vmallocinfo
 from mmsim.procfs.zoneinfo import zoneinfo
 from mmsim.rules import Rules
 from mmsim.trace import Trace
@@ -114,8 +119,8 @@ class Machine:
                                              self.memory.nr_free_pages)
         self._proc: dict[str, Callable[[], str]] = {
             "buddyinfo": lambda: buddyinfo(self.memory), "pagetypeinfo": lambda: pagetypeinfo(self.memory),
-            "zoneinfo": lambda: zoneinfo(self.memory), "meminfo": self._meminfo, "vmstat": lambda: format_vmstat(
-                vmstat_values(self.memory)), "iomem": self._iomem, "cmdline": lambda: self.command_line + "\n",
+            "zoneinfo": self._zoneinfo, "meminfo": self._meminfo, "vmstat": self._vmstat, "iomem": lambda: self.iomem.text(),
+            "cmdline": lambda: self.command_line + "\n",
             "extfrag_index": lambda: extfrag_index(self.memory), "unusable_index": lambda: unusable_index(self.memory),
             "slabinfo": lambda: slabinfo(self.slub), "vmallocinfo": lambda: vmallocinfo(self.vmalloc),
         }
@@ -160,6 +165,31 @@ class Machine:
     def vmalloc(self) -> Vmalloc:
         """The vmalloc region."""
         return Vmalloc(self.slub, self.init_mm)
+
+    @cached_property
+    def vmap_blocks(self) -> VmapBlocks:
+        """The blocks of vm_map_ram()."""
+        return VmapBlocks(self.vmalloc)
+
+    @cached_property
+    def ioremap(self) -> IoRemap:
+        """Mappings of devices."""
+        return IoRemap(self.vmalloc, gbpages=self.platform.gbpages)
+
+    @cached_property
+    def iomem(self) -> IomemTree:
+        """Who has which physical addresses: the firmware, the kernel's sections, the crash kernel, and the platform's devices."""
+        sections = [(*self.image.text, "Kernel code"), (*self.image.rodata, "Kernel rodata"), (*self.image.data, "Kernel data"),
+                    (*self.image.bss, "Kernel bss")]
+        if self.crashkernel:
+            sections.append((self.crashkernel.base, self.crashkernel.base + self.crashkernel.size, "Crash kernel"))
+            if self.crashkernel.low_size:
+                sections.append((self.crashkernel.low_base, self.crashkernel.low_base + self.crashkernel.low_size, "Crash kernel"))
+        tree = from_firmware([(entry.addr, entry.end, type_string(entry.type)) for entry in self.e820], sections, self.start.ram_buffers)
+        for start, end, name in self.platform.resources:
+            if tree.request_region(start, end, name, busy=False) is None:
+                raise InputError(f"the platform's {name} at {start:#x} crosses a border of another range")
+        return tree
 
     @cached_property
     def stacks(self) -> ThreadStacks:
@@ -232,9 +262,14 @@ class Machine:
     # -- text ----------------------------------------------------------------------------------------------
 
     def proc(self, name: str) -> str:
-        """The text of a file of /proc (``buddyinfo``, ``zoneinfo``…) as the kernel writes it. Raise InputError for an
-        unknown one.
+        """The text of a file of /proc (``buddyinfo``, ``zoneinfo``, ``1/smaps``…) as the kernel writes it. Raise InputError for
+        an unknown one.
         """
+        pid, slash, file = name.partition("/")
+        if slash and pid.isdecimal():
+            if int(pid) not in self.processes or not self.processes[int(pid)].alive:
+                raise InputError(f"no process {pid}; there are {', '.join(map(str, self.processes)) or 'none'}")
+            return process_file(self.processes[int(pid)], file)
         if name not in self._proc:
             raise InputError(f"no file {name}; there are {', '.join(sorted(self._proc))}")
         return self._proc[name]()
@@ -248,30 +283,36 @@ class Machine:
         return self.klog.lines()
 
     def _meminfo(self) -> str:
-        values = meminfo_values(self.memory)
+        """What is there of /proc/meminfo: each mechanism adds its lines when it has begun to work."""
+        self._fold()
+        made = self.__dict__
+        values = meminfo_values(self.memory) | meminfo_of_stats(self.memory)
+        values |= vmalloc_meminfo(made.get("vmalloc"), self.layout)
+        values["CommitLimit"] = self.overcommit.commit_limit() << 2
+        values["Committed_AS"] = max(self.overcommit.committed, 0) << 2
+        first = self.start.percpu
+        if first is not None:
+            units = sum(len(group.units) for group in first.groups)
+            later = made["percpu"].nr_populated if "percpu" in made else 0
+            values["Percpu"] = (first.size_sum // PAGE_SIZE * units + later) << 2
         if self.setup.direct_map is not None:
             for line in self.setup.direct_map.meminfo():
                 name, _, value = line.partition(":")
                 values[name] = int(value.split()[0])
         return format_meminfo(values)
 
-    def _iomem(self) -> str:
-        """/proc/iomem as far as the boot decides it: firmware ranges, the kernel's sections, the crash kernel.
+    def _fold(self) -> None:
+        """Bring the counters of nodes and zones up to date."""
+        table = self.__dict__.get("process_table")
+        fold_node_stats(self.memory, self.tables, table.user if table is not None else None)
 
-        5.17: arch/x86/kernel/e820.c, e820__reserve_resources(). Devices are left out.
-        """
-        inner = [(self.image.text, "Kernel code"), (self.image.rodata, "Kernel rodata"), (self.image.data, "Kernel data"),
-                 (self.image.bss, "Kernel bss")]
-        if self.crashkernel:
-            inner.append(((self.crashkernel.base, self.crashkernel.base + self.crashkernel.size), "Crash kernel"))
-            if self.crashkernel.low_size:
-                inner.append(((self.crashkernel.low_base, self.crashkernel.low_base + self.crashkernel.low_size), "Crash kernel"))
-        lines = []
-        for entry in self.e820:
-            lines.append(f"{entry.addr:08x}-{entry.end - 1:08x} : {type_string(entry.type)}\n")
-            lines += [f"  {start:08x}-{end - 1:08x} : {name}\n" for (start, end), name in sorted(inner)
-                      if entry.addr <= start and end <= entry.end]
-        return "".join(lines)
+    def _vmstat(self) -> str:
+        self._fold()
+        return format_vmstat(vmstat_values(self.memory))
+
+    def _zoneinfo(self) -> str:
+        self._fold()
+        return zoneinfo(self.memory)
 
     # -- checking ------------------------------------------------------------------------------------------
 
@@ -303,7 +344,7 @@ class Machine:
             if census.allocated < 0 or not counted <= census.present <= counted + waiting:
                 raise InvariantError(f"zone {zone.name} of node {zone.nid}: {census} does not add up")
         # What nobody has asked for yet is not made for a check.
-        for name in ("slub", "vmalloc", "percpu", "stacks", "init_mm", "process_table"):
+        for name in ("slub", "vmalloc", "percpu", "stacks", "init_mm", "process_table", "vmap_blocks", "iomem"):
             if name in self.__dict__:
                 self.__dict__[name].check()
 

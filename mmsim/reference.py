@@ -19,8 +19,8 @@ from mmsim.machine import Machine
 from mmsim.trace import Trace
 from mmsim.units import GIB, KIB, MIB
 
-__all__ = ["REFERENCE_MACHINES", "TOY16_MAP", "REF256_MAP", "BIG64_MAP", "REF256_COMMAND_LINE", "qemu_map", "qemu_platform",
-           "reference", "toy16", "ref256", "big64"]
+__all__ = ["REFERENCE_MACHINES", "TOY16_MAP", "REF256_MAP", "BIG64_MAP", "REF256_COMMAND_LINE",
+           "qemu_map", "qemu_platform", "qemu_resources", "reference", "toy16", "ref256", "big64"]
 
 _INITRD_SIZE = 0x47E000
 
@@ -40,13 +40,28 @@ def qemu_map(memory: int) -> list[E820Entry]:
     return entries
 
 
+def qemu_resources(memory: int) -> tuple[tuple[int, int, str], ...]:
+    """What the recorded qemu has at physical addresses besides memory: the PCI bus and its devices, ROMs, interrupt controllers."""
+    below = memory if memory < 3 * GIB + 512 * MIB else 3 * GIB
+    above = 4 * GIB + memory - below
+    disks = [found for slot, low in ((3, 0), (4, 1), (5, 2)) for found in (
+        (0xFE00_0000 + low * 0x4000, 0xFE00_4000 + low * 0x4000, f"0000:00:{slot:02x}.0"),
+        (0xFE00_0000 + low * 0x4000, 0xFE00_4000 + low * 0x4000, "virtio-pci-modern"))]
+    registers = [(0xFEBF_0000 + low * 0x1000, 0xFEBF_1000 + low * 0x1000, f"0000:00:{low + 2:02x}.0") for low in range(4)]
+    return ((0xA0000, 0xC0000, "PCI Bus 0000:00"), (0xC0000, 0xC9C00, "Video ROM"), (0xCA000, 0xCA600, "Adapter ROM"),
+            (0xF0000, 0x100000, "System ROM"), (below, 0xFEC0_0000, "PCI Bus 0000:00"),
+            (0xFD00_0000, 0xFE00_0000, "0000:00:02.0"), *disks, (0xFEBE_0000, 0xFEBF_0000, "0000:00:02.0"), *registers,
+            (0xFEC0_0000, 0xFEC0_0400, "IOAPIC 0"), (0xFED0_0000, 0xFED0_0400, "HPET 0"), (0xFED0_0000, 0xFED0_0400, "PNP0103:00"),
+            (0xFEE0_0000, 0xFEE0_1000, "Local APIC"), (above, above + 2 * GIB, "PCI Bus 0000:00"))
+
+
 def qemu_platform(memory: int, nr_cpus: int = 1) -> Platform:
     """What qemu hands over besides: the RAM disk at the top of the lower memory (below 2 GiB), and its ACPI tables."""
     below = memory if memory < 3 * GIB + 512 * MIB else 3 * GIB
     tables = below - 0x20000
     top = 2 * GIB if below > 2 * GIB + 512 * MIB else below - 0x30000
     return Platform(
-        initrd=(top - _INITRD_SIZE, _INITRD_SIZE), nr_cpus=nr_cpus,
+        initrd=(top - _INITRD_SIZE, _INITRD_SIZE), nr_cpus=nr_cpus, resources=qemu_resources(memory),
         acpi_tables=tuple(AcpiTable(name, tables + offset, length) for name, offset, length in (
             ("FACP", 0x198C, 0x74), ("DSDT", 0x40, 0x194C), ("FACS", 0, 0x40), ("APIC", 0x1A00, 0x78), ("HPET", 0x1A78, 0x38),
             ("WAET", 0x1AB0, 0x28))))

@@ -216,6 +216,8 @@ class Platform:
     #: The BIOS data area: memory below 640 KiB in KiB, and the extended BIOS data area.
     bios_low_kib: int = 639
     ebda: int = 0x9FC00
+    #: What else is at physical addresses, widest first: (start, end, name) of buses, ROMs, registers.
+    resources: tuple[tuple[int, int, str], ...] = ()
     #: 1 GiB pages for the direct map (pdpe1gb in /proc/cpuinfo).
     gbpages: bool = False
 

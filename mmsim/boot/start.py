@@ -62,6 +62,8 @@ class StartKernel:
         self.tunables = VmTunables(self.reserves, self.after_wmarks)
         #: Page tables of the CPU entry areas, and perhaps of what else is mapped then: addresses.
         self.entry_area_tables: list[int] = []
+        #: Behind each end of RAM what devices shall not get: (start, end).
+        self.ram_buffers: list[tuple[int, int]] = []
         #: Frames of top-level page tables for vmalloc, allocated as soon as the buddy allocator can.
         self.vmalloc_tables: list[int] = []
         self.totalcma_pages = boot.cma[1] // PAGE_SIZE
@@ -336,7 +338,7 @@ class StartKernel:
         if image.transparent_hugepage and totalram >= 512 * MIB // PAGE_SIZE:
             self.reserves.set_recommended_min_free_kbytes(boot.options.transparent_hugepage != "never")
             self.after_wmarks()
-        boot.e820.ram_buffers()
+        self.ram_buffers = boot.e820.ram_buffers()
         self.free_boot_memory()
         self.kswapd_first_sleep()
         self.sysctl_args()

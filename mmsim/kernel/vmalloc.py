@@ -7,12 +7,13 @@
 Every area ends in a page that is never mapped, so that whoever runs over its end faults instead of writing into the next
 one. Freeing unmaps at once; the addresses come back with the next purge (:mod:`mmsim.kernel.vmap_area`).
 
-5.17: mm/vmalloc.c. Left out: ioremap(), vm_map_ram(), huge pages (x86 has them from 5.18 on), charging a cgroup.
+5.17: mm/vmalloc.c. Left out: huge pages (x86 has them from 5.18 on), charging a cgroup. Devices: :mod:`mmsim.kernel.ioremap`;
+mappings for a moment: :mod:`mmsim.kernel.vmap_block`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mmsim import constants as c
@@ -20,14 +21,16 @@ from mmsim.errors import Errno, InvariantError
 from mmsim.kernel.slub import Slub
 from mmsim.kernel.slub_pages import GFP_RECLAIM_MASK
 from mmsim.kernel.vmap_area import VmapAreas
+from mmsim.paging.kernel_tables import InitMm
 from mmsim.paging.pte import PAGE_KERNEL, pte_pfn
 from mmsim.paging.tables import PageTables, TableMemory
 from mmsim.physical.gfp import gfp_names
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE, align_up
 
-__all__ = ["VM_ALLOC", "VM_MAP", "VM_NO_GUARD", "VmStruct", "Vmalloc"]
+__all__ = ["VM_ALLOC", "VM_IOREMAP", "VM_MAP", "VM_NO_GUARD", "VmStruct", "Vmalloc"]
 
-VM_ALLOC, VM_MAP, VM_NO_GUARD = 0x2, 0x4, 0x40
+VM_IOREMAP, VM_ALLOC, VM_MAP, VM_NO_GUARD = 0x1, 0x2, 0x4, 0x40
+IOREMAP_MAX_ORDER = 30
 SIZEOF_VM_STRUCT = 72
 INT_MAX = 2**31 - 1
 
@@ -35,7 +38,8 @@ INT_MAX = 2**31 - 1
 @dataclass(slots=True)
 class VmStruct:
     """An area: ``size`` includes the guard page. ``pages`` are its frames in order, ``pages_at`` where the kernel keeps the
-    list of them, ``va`` and ``vm`` its two structures. 5.17: struct vm_struct, struct vmap_area.
+    list of them, ``va`` and ``vm`` its two structures, ``phys_addr`` the device that an area of ioremap() shows.
+    5.17: struct vm_struct, struct vmap_area.
     """
 
     addr: int
@@ -46,6 +50,7 @@ class VmStruct:
     pages_at: int = 0
     va: int = 0
     vm: int = 0
+    phys_addr: int = 0
 
     @property
     def usable(self) -> int:
@@ -65,6 +70,10 @@ class Vmalloc:
         assert cache is not None
         self._vmap_area_cache = cache
         self.vm: dict[int, VmStruct] = {}
+        #: Ranges without an area, of vm_map_ram(): their structure by address.
+        self.ram: dict[int, int] = {}
+        #: Called before waiting ranges are purged, and with a range that every CPU must forget.
+        self.before_purge: list[Callable[[], None]] = []
         #: Frames that areas hold: VmallocUsed in /proc/meminfo.
         self.nr_vmalloc_pages = 0
         #: How often all CPUs had to forget a range.
@@ -79,31 +88,58 @@ class Vmalloc:
         size = align_up(size, PAGE_SIZE)
         if not size:
             return None
+        if flags & VM_IOREMAP:
+            # A device of 2 MiB may be mapped by a large page, if its address allows that too.
+            align = 1 << min(max((size - 1).bit_length(), PAGE_SHIFT), IOREMAP_MAX_ORDER)
         gfp = gfp_flags & GFP_RECLAIM_MASK
         vm = self.slub.kzalloc(SIZEOF_VM_STRUCT, gfp, caller="__get_vm_area_node")
         if vm is None:
             return None
         if not flags & VM_NO_GUARD:
             size += PAGE_SIZE
-        va = self.slub.kmem_cache_alloc(self._vmap_area_cache, gfp, caller="alloc_vmap_area")
-        addr = self.areas.alloc(size, align) if va is not None else None
-        if addr is None and va is not None:
-            self.purge()
-            addr = self.areas.alloc(size, align)
-            if addr is None and not gfp & c._GFP_NOWARN:
-                self.slub.klog.printk(f"vmap allocation for size {size} failed: use vmalloc=<size> to increase size")
-        if addr is None or va is None:
-            if va is not None:
-                self.slub.kmem_cache_free(self._vmap_area_cache, va)
+        found = self._alloc_vmap_area(size, align, gfp)
+        if found is None:
             self.slub.kfree(vm)
             return None
+        addr, va = found
         area = self.vm[addr] = VmStruct(addr, size, flags, caller, va=va, vm=vm)
         return area
+
+    def _alloc_vmap_area(self, size: int, align: int, gfp: int) -> tuple[int, int] | None:
+        """A range of addresses and the structure for it (5.17: alloc_vmap_area())."""
+        va = self.slub.kmem_cache_alloc(self._vmap_area_cache, gfp, caller="alloc_vmap_area")
+        if va is None:
+            return None
+        addr = self.areas.alloc(size, align)
+        if addr is None:
+            self.purge()
+            addr = self.areas.alloc(size, align)
+        if addr is None:
+            if not gfp & c._GFP_NOWARN:
+                self.slub.klog.printk(f"vmap allocation for size {size} failed: use vmalloc=<size> to increase size")
+            self.slub.kmem_cache_free(self._vmap_area_cache, va)
+            return None
+        return addr, va
+
+    def alloc_ram_area(self, size: int, align: int) -> int | None:
+        """Addresses for vm_map_ram(), which have no area (5.17: alloc_vmap_area())."""
+        found = self._alloc_vmap_area(size, align, c.GFP_KERNEL)
+        if found is None:
+            return None
+        self.ram[found[0]] = found[1]
+        return found[0]
+
+    def free_ram_area(self, addr: int) -> None:
+        """Let addresses of :meth:`alloc_ram_area` wait for a purge (5.17: free_vmap_area_noflush())."""
+        va = self.ram.pop(addr)
+        if self.areas.free_lazily(addr):
+            self.purge()
+        self.slub.kmem_cache_free(self._vmap_area_cache, va)
 
     def find_vm_area(self, addr: int) -> VmStruct | None:
         """The area that an address lies in, its guard page included (5.17: find_vm_area())."""
         found = self.areas.find(addr)
-        return self.vm[found[0]] if found else None
+        return self.vm.get(found[0]) if found else None
 
     def _map(self, area: VmStruct) -> bool:
         """Fill the page tables; False if there is no frame for one (5.17: vmap_pages_range())."""
@@ -126,13 +162,26 @@ class Vmalloc:
             self.purge()
         self.slub.kmem_cache_free(self._vmap_area_cache, area.va)
 
+    def remove_vm_area(self, area: VmStruct) -> None:
+        """Unmap an area whose pages are somebody else's, and free what describes it (5.17: remove_vm_area())."""
+        self._remove(area)
+        self.slub.kfree(area.vm)
+
     def purge(self) -> None:
         """Flush the waiting ranges from all TLBs, once for all, and make them free (5.17: purge_vmap_area_lazy())."""
+        for hook in self.before_purge:
+            hook()
         flush = self.areas.purge()
         if flush is not None:
             self.nr_flushes += 1
-            if self.memory.trace.enabled:
-                self.memory.trace.emit("mmsim:flush_tlb_kernel_range", start=flush[0], end=flush[1])
+            self.flush(*flush)
+
+    def flush(self, start: int, end: int) -> None:
+        """Every CPU forgets a range (5.17: flush_tlb_kernel_range())."""
+        if isinstance(self.tables, InitMm):
+            self.tables.flush(start, end)
+        elif self.memory.trace.enabled:
+            self.memory.trace.emit("mmsim:flush_tlb_kernel_range", start=start, end=end)
 
     # -- memory --------------------------------------------------------------------------------------------------
 
@@ -143,7 +192,7 @@ class Vmalloc:
         The pages come one by one, up to a hundred at a time from the bulk allocator. 5.17: __vmalloc_node_range().
         """
         if size <= 0:
-            self._warn("__vmalloc_node_range")
+            self.warn("mm/vmalloc.c __vmalloc_node_range")
             return None
         if size >> PAGE_SHIFT > sum(zone.managed_pages for zone in self.memory.zones()):
             self._warn_alloc(gfp_flags, f"vmalloc error: size {size}, exceeds total pages")
@@ -214,16 +263,15 @@ class Vmalloc:
         if addr:
             area = self._area_to_free(addr)
             if area is not None:
-                self._remove(area)
-                self.slub.kfree(area.vm)
+                self.remove_vm_area(area)
 
     def _area_to_free(self, addr: int) -> VmStruct | None:
         if addr % PAGE_SIZE:
-            self._warn(f"__vunmap: Trying to vfree() bad address ({addr:016x})")
+            self.warn(f"mm/vmalloc.c __vunmap: Trying to vfree() bad address ({addr:016x})")
             return None
         area = self.find_vm_area(addr)
         if area is None:
-            self._warn(f"__vunmap: Trying to vfree() nonexistent vm area ({addr:016x})")
+            self.warn(f"mm/vmalloc.c __vunmap: Trying to vfree() nonexistent vm area ({addr:016x})")
         return area
 
     def _free_area(self, area: VmStruct) -> None:
@@ -266,7 +314,7 @@ class Vmalloc:
             return found
         if size > INT_MAX:
             if not gfp_flags & c._GFP_NOWARN:
-                self._warn("kvmalloc_node")
+                self.warn("mm/util.c kvmalloc_node")
             return None
         return self.vmalloc(size, gfp_flags, caller=caller)
 
@@ -306,8 +354,9 @@ class Vmalloc:
 
     # -- reports -------------------------------------------------------------------------------------------------
 
-    def _warn(self, text: str) -> None:
-        self.slub.klog.warn(f"WARNING: CPU: {self.memory.cpu} PID: {self.slub.pid} at mm/vmalloc.c {text}")
+    def warn(self, text: str) -> None:
+        """A WARN() of code in the file that ``text`` begins with."""
+        self.slub.klog.warn(f"WARNING: CPU: {self.memory.cpu} PID: {self.slub.pid} at {text}")
 
     def _warn_alloc(self, gfp_flags: int, text: str) -> None:
         """5.17: mm/page_alloc.c, warn_alloc(); left out: what follows the first line."""
@@ -319,9 +368,12 @@ class Vmalloc:
         Raise InvariantError. Cost: every page.
         """
         self.areas.check()
-        if list(self.areas.busy) != sorted((area.addr, area.addr + area.size) for area in self.vm.values()):
+        busy = [(start, end) for start, end in self.areas.busy if start not in self.ram]
+        if busy != sorted((area.addr, area.addr + area.size) for area in self.vm.values()):
             raise InvariantError("the busy ranges are not the areas")
-        mapped = {leaf.addr: pte_pfn(leaf.word) for leaf in self.tables.kernel_leaves()
+        if len(busy) + len(self.ram) != len(self.areas.busy):
+            raise InvariantError("ranges of vm_map_ram() are not busy")
+        mapped = {leaf.addr: pte_pfn(leaf.word, leaf.level) for leaf in self.tables.kernel_leaves()
                   if self.layout.is_vmalloc_addr(leaf.addr)}
         for area in self.vm.values():
             for index, pfn in enumerate(area.pages):
@@ -330,6 +382,11 @@ class Vmalloc:
             if not area.flags & VM_NO_GUARD and area.addr + area.usable in mapped:
                 raise InvariantError(f"the guard page of area {area.addr:#x} is mapped")
             for addr in range(area.addr, area.addr + area.usable, PAGE_SIZE):
+                frame = mapped.pop(addr, None)
+                if area.flags & VM_IOREMAP and frame is not None and frame << PAGE_SHIFT != area.phys_addr + addr - area.addr:
+                    raise InvariantError(f"{addr:#x} of the device at {area.phys_addr:#x} shows frame {frame:#x}")
+        for start, end in self.areas.busy:
+            for addr in range(start, end, PAGE_SIZE) if start in self.ram else ():
                 mapped.pop(addr, None)
         if mapped:
             raise InvariantError(f"{min(mapped):#x} is mapped and in no area")

@@ -59,15 +59,16 @@ class TableMemory:
     """Where tables come from: the machine's page allocator, and the contents of its frames. One for a machine.
 
     ``nr_page_table_pages`` counts what /proc/meminfo shows as PageTables: PTE and PMD tables (5.17 does not count PUD and
-    PGD tables there).
+    PGD tables there), but for the kernel's PTE tables and those that the boot made.
     """
 
     def __init__(self, allocator: PageAllocator, contents: FrameContents | None = None):
         self.allocator = allocator
         self.contents = contents or FrameContents(allocator.memory.frames.max_pfn)
         self.nr_page_table_pages = 0
-        #: The frames that are tables now, with their level.
+        #: The frames that are tables now, with their level; and those of them that are PTE tables of the kernel.
         self.level_of: dict[int, int] = {}
+        self.kernel_ptes: set[int] = set()
 
     def alloc(self, level: int, gfp_mask: int = GFP_PGTABLE_USER, order: int = 0) -> int:
         """A zeroed frame for a table of ``level``, or with ``order`` 1 a pair of them. Raise Errno ENOMEM if there is none.
@@ -80,8 +81,15 @@ class TableMemory:
         for frame in range(pfn, pfn + (1 << order)):
             self.contents.zero(frame)
         self.level_of[pfn] = level
-        self.nr_page_table_pages += level <= 2
+        if level == 1 and gfp_mask == GFP_PGTABLE_KERNEL:
+            self.kernel_ptes.add(pfn)
+        else:
+            self.nr_page_table_pages += level <= 2
         return pfn
+
+    def counted(self) -> Iterator[int]:
+        """The frames that ``nr_page_table_pages`` counts."""
+        return (pfn for pfn, level in self.level_of.items() if level <= 2 and pfn not in self.kernel_ptes)
 
     def free(self, pfn: int, level: int, order: int = 0) -> None:
         """Give a table's frame back (5.17: pte_free(), pmd_free(), pud_free())."""
@@ -89,7 +97,10 @@ class TableMemory:
             raise KernelBug(f"frame {pfn:#x} is no table of level {level}")
         for frame in range(pfn, pfn + (1 << order)):
             self.contents.drop(frame)
-        self.nr_page_table_pages -= level <= 2
+        if pfn in self.kernel_ptes:
+            self.kernel_ptes.remove(pfn)
+        else:
+            self.nr_page_table_pages -= level <= 2
         self.allocator.free_pages(pfn, order)
 
 

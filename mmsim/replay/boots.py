@@ -174,6 +174,15 @@ def _iomem(recording: Recording, machine: Machine) -> Iterator[Check]:
     for entry in parse_iomem(machine.proc("iomem")):
         label = f"iomem: {entry.start:08x}-{entry.end - 1:08x} : {entry.name}"
         yield Check(label, (entry.start, entry.end, entry.name) in found, "no such range", label)
+    known = {entry.name for entry in parse_iomem(machine.proc("iomem"))}
+    if machine.rules.release == "5.17":
+        # Devices are input: each claims its place, and the whole text must come out.
+        placed = all(entry.name in known or machine.iomem.request_region(entry.start, entry.end, entry.name, busy=False)
+                     for entry in recorded)
+        text = machine.proc("iomem")
+        got = [(entry.start, entry.end, entry.name, entry.depth) for entry in parse_iomem(text)]
+        expected = [(entry.start, entry.end, entry.name, entry.depth) for entry in recorded]
+        yield Check("iomem: the whole tree", placed and got == expected, expected, got)
     for entry in recorded:
         if entry.name == "Crash kernel":
             crash = machine.crashkernel

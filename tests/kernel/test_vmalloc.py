@@ -192,7 +192,7 @@ def test_vmallocinfo_ends_with_what_waits():
     v.vfree(b)
     assert vmallocinfo(v).splitlines() == [f"0x{a:016x}-0x{a + 8192:016x}    8192 one pages=1 vmalloc N1=1",
                                            f"0x{b:016x}-0x{b + 12288:016x}   12288 unpurged vm_area"]
-    assert vmalloc_meminfo(v)["VmallocUsed"] == 4
+    assert vmalloc_meminfo(v, v.layout)["VmallocUsed"] == 4
 
 
 def test_check_finds_a_mapped_guard_page_and_a_lost_one():

@@ -47,7 +47,7 @@ def first_leaf(record):
     (lambda r: r.pop("regs"), 2, "no field 'regs'"),
     (lambda r: r["user_leaves"].pop(), 1, "number"),
     (lambda r: r["kernel_ranges"][5].update(flags="0x8000000000000183"), 1, "kernel range 5, direct map"),
-    (lambda r: r["kernel_ranges"].pop(30), 1, "kernel ranges"),
+    (lambda r: r["kernel_ranges"].pop(30), 1, "kernel range 17, cpu_entry_area"),
     (lambda r: r["kernel_ranges"][18].update(end="0xffffc90000007000"), 1, "guard page behind it"),
     (lambda r: r.update(command=["qemu", "vmlinuz-5.17.0"]), 2, "neither -m with megabytes"),
 ])
