@@ -9,6 +9,9 @@ from pathlib import Path
 from mmsim.errors import InputError
 from mmsim.kernel.kmalloc_caches import boot_cache_alignment, parse_kmalloc_name
 from mmsim.kernel.slab_layout import SLAB_HWCACHE_ALIGN, SLAB_RECLAIM_ACCOUNT, calculate_alignment, calculate_sizes
+from mmsim.paging.memtype import CacheMode
+from mmsim.recorded import parse_meminfo
+from mmsim.reference import ref256
 from mmsim.replay.readers import read_text
 from mmsim.replay.registry import Check, replays, same
 from mmsim.units import PAGE_SIZE
@@ -42,13 +45,40 @@ def slab_sysfs(path: Path) -> Iterator[Check]:
             yield same(f"{name}: slabs_cpu_partial", int(chains[1]), int(chains[2]) * layout.objects // 2)
 
 
-@replays("*/proc_vmallocinfo", "*/vmallocinfo*.txt*")
+#: What the callers in the recordings ask ioremap() for: the firmware's tables may be cached, registers not.
+_CACHED = ("acpi_os_map_iomem",)
+
+
+@replays("*/proc_vmallocinfo", "*/vmallocinfo*.txt*", "*/vmalloc-ioremap*.txt*")
 def vmallocinfo(path: Path) -> Iterator[Check]:
-    """The size of each area that vmalloc() made, from its number of pages; and whether the list of its pages is from
-    vmalloc() too."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        found = re.match(r"0x\S+-0x\S+ +(\d+) .* pages=(\d+)", line)
-        if found:
-            size, pages = map(int, found.groups())
+    """The size of each area that vmalloc() or ioremap() made; whether the list of its pages is from vmalloc() too; the areas in
+    order with the model's own text; their pages as VmallocUsed, and the memory types of devices, where these were recorded too.
+    """
+    machine = ref256()
+    used = devices = 0
+    lines = read_text(path).splitlines()
+    for number, line in enumerate(lines, 1):
+        found = re.match(r"0x\S+-0x\S+ +(\d+) (\w+)\S* (?:pages=(\d+))?(?:phys=0x(\w+))?", line)
+        if not found:
+            raise InputError(f"line {number} is no area: {line[:60]!r}")
+        size, caller, pages, phys = int(found[1]), found[2], int(found[3] or 0), found[4]
+        used += pages
+        if pages:
             yield same(f"line {number}: size of {pages} pages", size, (pages + 1) * PAGE_SIZE)
             yield same(f"line {number}: vpages", " vpages" in line, 8 * pages > PAGE_SIZE)
+        elif phys:
+            devices += 1
+            mode = CacheMode.WB if caller in _CACHED else CacheMode.UC_MINUS
+            addr = machine.ioremap.ioremap(int(phys, 16), size - PAGE_SIZE, mode, line.split()[2])
+            area = machine.vmalloc.find_vm_area(addr or 0)
+            text = next((one for one in machine.proc("vmallocinfo").splitlines() if one.startswith(f"0x{area.addr:016x}-")), "") \
+                if area is not None else "refused"
+            yield same(f"line {number}: text", re.sub(r"0x\S+-0x\S+", "", line, count=1), re.sub(r"0x\S+-0x\S+", "", text, count=1))
+    types = path.with_name("pat0.txt")
+    if devices and types.exists():
+        yield same("memory types", read_text(types).rstrip(), machine.ioremap.memtypes.text().rstrip())
+    beside = path.with_name("proc_meminfo")
+    if beside.exists():
+        yield same("VmallocUsed in kB", parse_meminfo(read_text(beside)).get("VmallocUsed"), used << 2)
+    if devices:
+        machine.vmalloc.check()
