@@ -49,6 +49,31 @@ class LruBatches:
         if len(batch) >= self.size or not self.enabled:
             self._flush_add(batch)
 
+    def until_flush(self) -> int:
+        """How many pages may be added at once: up to the next time the batch is emptied, or very many if nothing of it could be
+        freed then."""
+        batch = self.add[self.memory.cpu]
+        refcount = self.memory.frames.refcount
+        return self.size - len(batch) if any(refcount[pfn] == 1 for pfn in batch) else 1 << 30
+
+    def lru_cache_add_mapped(self, pfns: list[int]) -> None:
+        """:meth:`lru_cache_add` for many new pages with a reference besides the batch's: those of full batches are on their list
+        at once.
+        """
+        frames, batch = self.memory.frames, self.add[self.memory.cpu]
+        size = self.size if self.enabled else 1
+        full = (len(batch) + len(pfns)) // size * size - len(batch)         # how many of them do not wait
+        if full > 0:
+            self._flush_add(batch)
+            flags = frames.flags
+            for pfn in pfns[:full]:
+                flags[pfn] |= _LRU | _UNEVICTABLE if flags[pfn] & _MLOCKED else _LRU
+        else:
+            full = 0
+        for pfn in pfns[full:]:
+            frames.refcount[pfn] += 1
+            batch.append(pfn)
+
     def _flush_add(self, batch: list[int]) -> None:
         """Put a batch on the lists and let go of its pages (5.17: mm/swap.c, __pagevec_lru_add())."""
         flags, refcount = self.memory.frames.flags, self.memory.frames.refcount

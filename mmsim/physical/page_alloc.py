@@ -86,6 +86,40 @@ class PageAllocator:
                               gfp_flags=gfp_names(gfp_mask))
         return pfn
 
+    def alloc_single_pages(self, gfp_mask: int, count: int) -> list[int]:
+        """Up to ``count`` single frames, at least one if there is any: the same that so many calls of :meth:`alloc_pages` give.
+
+        The first comes the ordinary way, which fills the CPU's list; what is on it then is taken together, as long as no event
+        need be told of each.
+        """
+        first = self.alloc_pages(gfp_mask)
+        if first is None:
+            return []
+        memory, pfns = self.memory, [first]
+        zone = memory.frames.zones[memory.frames.zone_of[first]]
+        if count == 1 or zone is None or memory.trace.enabled:
+            return pfns
+        context, alloc_flags = prepare_alloc_pages(memory, gfp_mask, memory.cpu_to_node[memory.cpu])
+        alloc_flags |= alloc_flags_nofragment(memory, context.preferred_zone, gfp_mask)
+        pcp = zone.pageset[memory.cpu]
+        waiting = pcp.lists[context.migratetype]
+        mark = zone.watermark[alloc_flags & c.ALLOC_WMARK_MASK] + zone.watermark_boost
+        if zone is not context.preferred_zone or zone.boosted_watermark or pcp.other_types or \
+                not (alloc_flags & c.ALLOC_CMA or context.migratetype != c.MIGRATE_MOVABLE or zone.migrate_cma < 0) or \
+                not zone_watermark_fast(zone, 0, mark, context.highest_zoneidx, alloc_flags, gfp_mask):
+            return pfns
+        more = [waiting.popleft() for _ in range(min(count - 1, len(waiting)))]
+        taken = len(more)
+        pcp.count -= taken
+        pcp.free_factor >>= taken
+        memory.counters[zone.pgalloc] += taken
+        if memory.config.numa:
+            zone_statistics(zone, zone, taken)
+        refcount = memory.frames.refcount
+        for pfn in more:
+            refcount[pfn] = 1
+        return pfns + more
+
     def free_pages(self, pfn: int, order: int = 0) -> None:
         """Give back a block that :meth:`alloc_pages` returned (5.17: mm/page_alloc.c, __free_pages())."""
         free.free_pages(self.memory, pfn, order)

@@ -66,7 +66,7 @@ class AddressSpace:
         mm.pages = self
 
     def vm_page_prot(self, vma: Vma) -> int:
-        """The protection of new entries of an area (5.17: mm/mmap.c, vma_set_page_prot())."""
+        """The protection of new entries of an area; the kernel keeps it in vma->vm_page_prot."""
         flags = vma.vm_flags
         if flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED and vma_wants_writenotify(vma, self.soft_dirty):
             return PROTECTION_MAP[flags & 7]

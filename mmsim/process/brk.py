@@ -58,13 +58,14 @@ def do_brk_flags(mm: Mm, addr: int, length: int, flags: int = 0) -> Vma:
     get_unmapped_area(mm, addr, length, MAP_FIXED)
     mm.mlock_future_check(mm.def_flags, length)
     pages = length >> PAGE_SHIFT
-    do_munmap(mm, addr, length)
+    if mm.tree.intersection(addr, addr + length) is not None:   # munmap_vma_range()
+        do_munmap(mm, addr, length)
     if not mm.may_expand_vm(flags, pages):
         raise Errno("ENOMEM", "RLIMIT_AS or RLIMIT_DATA")
     if mm.map_count > mm.max_map_count:
         raise Errno("ENOMEM", f"more than {mm.max_map_count} areas")
     mm.charge(pages)
-    prev = mm.tree.find_prev(addr)[1]
+    prev = mm.tree.find_vma_links(addr)
     request = MergeRequest(addr, addr + length, flags, addr >> PAGE_SHIFT)
     vma: Vma | None = None
     if mm.rules.brk_merges_next:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mmsim.constants import VM_ACCOUNT
 from mmsim.process.mm import Mm
-from mmsim.process.zap import unmap_region
+from mmsim.process.zap import unmap_vmas
 
 __all__ = ["exit_mmap", "mmput"]
 
@@ -19,7 +19,7 @@ def exit_mmap(mm: Mm) -> None:
     space.user.lru.lru_add_drain()
     areas = list(mm.tree)
     if areas:
-        unmap_region(space, areas, None, None)
+        unmap_vmas(space, areas, None, None)
     accounted = 0
     for vma in areas:
         mm.tree.remove(vma)

@@ -147,7 +147,7 @@ def do_user_addr_fault(task: Process, address: int, error_code: int) -> Signal |
     flags = FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_USER
     flags |= (FAULT_FLAG_WRITE if error_code & X86_PF_WRITE else 0) | (FAULT_FLAG_INSTRUCTION if error_code & X86_PF_INSTR else 0)
     while True:
-        vma = mm.tree.find(address)
+        vma = mm.tree.find_vma(address)
         if vma is None:
             return segv_maperr(address)
         if vma.vm_start > address:

@@ -25,6 +25,7 @@ from mmsim.constants import (
     VM_FAULT_SIGBUS,
     VM_SHARED,
 )
+from mmsim.errors import Errno
 from mmsim.physical.frames import PG
 from mmsim.process import cow, fault
 from mmsim.process.rmap import anon_vma_prepare
@@ -61,7 +62,10 @@ def _file_page(vmf: VmFault) -> int:
     result = 0
     pfn = file.cache.get(index)
     if pfn is None:
-        pfn = user.add_to_page_cache(file, index)
+        try:
+            pfn = user.add_to_page_cache(file, index, vmf.space.mm)
+        except Errno:
+            return VM_FAULT_SIGBUS              # no promise for a page of shared memory: ENOSPC
         if pfn is None:
             return VM_FAULT_OOM
         if not file.is_shmem:

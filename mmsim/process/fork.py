@@ -86,7 +86,7 @@ def _dup_mmap(mm: Mm, oldmm: Mm) -> None:
                 anon_vma_fork(vma, parent)
             vma.vm_flags &= ~LOCKED_MASK
             mm.get_file(vma)
-            mm.link(vma)
+            mm.insert_vm_struct(vma)
             mm.vm_stat_account(vma.vm_flags, vma.pages)
             if not vma.vm_flags & VM_WIPEONFORK:
                 copy_page_range(new, old, vma, parent)

@@ -159,10 +159,10 @@ class Mm:
             file.mappings -= 1
             file.i_mmap.pop(vma, None)
             if file.mappings == 0 and file.shmem_zero:
-                self.overcommit.uncharge(file.charged)
-                file.charged = 0
                 if self.pages is not None:
                     self.pages.user.truncate(file)
+                self.overcommit.uncharge(file.charged)
+                file.charged = 0
 
     def anon_vma_prepare(self, vma: Vma) -> None:
         """Give an area its anon_vma before its first anonymous page (:func:`mmsim.process.rmap.anon_vma_prepare`)."""
@@ -182,6 +182,10 @@ class Mm:
 
     def link(self, vma: Vma) -> None:
         """Put a new area in (5.17: mm/mmap.c, vma_link()); sums are the caller's business."""
+        self.insert_vm_struct(vma)
+
+    def insert_vm_struct(self, vma: Vma) -> None:
+        """Put an area into the tree, as a split does with its other half (5.17: mm/mmap.c, __insert_vm_struct())."""
         vma.vm_mm = self
         self.tree.insert(vma)
         self.map_count += 1
@@ -231,7 +235,7 @@ class Mm:
             self.tree.resize(next_, next_.vm_start + adjust_next, next_.vm_end)
             next_.vm_pgoff += adjust_next >> PAGE_SHIFT
         if insert is not None:
-            self.link(insert)
+            self.insert_vm_struct(insert)
 
     def vma_merge(self, prev: Vma | None, request: MergeRequest) -> Vma | None:
         """Join a range with its neighbours if they allow it; return the area that then covers it, or None.

@@ -41,6 +41,7 @@ from mmsim.process.merge import Merge, MergeRequest, can_vma_merge_after, can_vm
 from mmsim.process.mm import Mm
 from mmsim.process.munmap import do_munmap
 from mmsim.process.populate import mm_populate
+from mmsim.process.shmem import shmem_file_setup
 from mmsim.process.unmapped_area import get_unmapped_area
 from mmsim.process.vma import MappedFile, Vma
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, align_down, align_up, is_aligned, u64
@@ -175,7 +176,8 @@ def mmap_region(mm: Mm, file: MappedFile | None, addr: int, length: int, vm_flag
         if not mm.may_expand_vm(vm_flags, pages - (covered >> PAGE_SHIFT)):
             raise Errno("ENOMEM", "RLIMIT_AS or RLIMIT_DATA")
     try:
-        do_munmap(mm, addr, length)
+        if mm.tree.intersection(addr, end) is not None:         # munmap_vma_range()
+            do_munmap(mm, addr, length)
     except Errno as error:
         raise Errno("ENOMEM", error.why) from None
     if accountable_mapping(vm_flags):
@@ -184,7 +186,7 @@ def mmap_region(mm: Mm, file: MappedFile | None, addr: int, length: int, vm_flag
         else:
             mm.charge(pages)
         vm_flags |= VM_ACCOUNT
-    prev = mm.tree.find_prev(addr)[1]
+    prev = mm.tree.find_vma_links(addr)
     request = MergeRequest(addr, end, vm_flags, pgoff, file)
     vma = _expand_neighbour(mm, prev, request) if mm.rules.mmap_merges_next_first else mm.vma_merge(prev, request)
     if vma is None:
@@ -206,10 +208,9 @@ def mmap_region(mm: Mm, file: MappedFile | None, addr: int, length: int, vm_flag
 
 def _shmem_zero_setup(mm: Mm, pages: int, vm_flags: int) -> MappedFile:
     """The nameless object behind shared anonymous memory, which makes its own promise (5.17: mm/shmem.c, shmem_zero_setup())."""
-    charged = 0 if vm_flags & VM_NORESERVE else pages
-    if charged:
-        mm.charge(charged)
-    return MappedFile("/dev/zero (deleted)", pages, shmem_zero=True, charged=charged)
+    file = shmem_file_setup(mm, "/dev/zero (deleted)", pages, vm_flags)
+    file.shmem_zero = True
+    return file
 
 
 def _expand_neighbour(mm: Mm, prev: Vma | None, request: MergeRequest) -> Vma | None:

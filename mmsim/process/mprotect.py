@@ -104,7 +104,7 @@ def mprotect(mm: Mm, start: int, length: int, prot: int) -> None:
         raise Errno("ENOMEM", "the range wraps")
     if prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM):
         raise Errno("EINVAL", f"unknown protection bits {prot:#x}")
-    vma = mm.tree.find(start)
+    vma = mm.tree.find_vma(start)
     if vma is None:
         raise Errno("ENOMEM", f"nothing is mapped at {start:#x}")
     if grows & PROT_GROWSDOWN:

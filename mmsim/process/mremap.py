@@ -66,7 +66,7 @@ def _copy_vma(mm: Mm, vma: Vma, addr: int, length: int, pgoff: int, keep_source:
     if untouched:
         pgoff = addr >> PAGE_SHIFT
     old_start = vma.vm_start
-    prev = mm.tree.find_prev(addr)[1]
+    prev = mm.tree.find_vma_links(addr)
     next_ = prev.vm_next if prev is not None else mm.tree.first
     request = MergeRequest(addr, addr + length, vma.vm_flags, pgoff, vma.vm_file, vma.anon_vma, vma.policy, vma.uffd,
                            vma.anon_name, vma, mm.rules.merge_into_untouched)

@@ -23,15 +23,15 @@ def do_munmap(mm: Mm, start: int, length: int) -> None:
     end = start + align_up(length, PAGE_SIZE)
     if end == start:
         raise Errno("EINVAL", "a length of 0")
-    vma = mm.tree.intersection(start, end)
-    if vma is None:
+    vma = mm.tree.find_vma(start)
+    if vma is None or vma.vm_start >= end:
         return
     if start > vma.vm_start:
         # Only a hole inside one area leaves more areas than before; the limit may be exceeded in between.
         if end < vma.vm_end and mm.map_count >= mm.max_map_count:
             raise Errno("ENOMEM", f"a hole would make more than {mm.max_map_count} areas")
         vma = mm.split_vma_unchecked(vma, start, new_below=False)
-    last = mm.tree.find(end)
+    last = mm.tree.find_vma(end)
     if last is not None and end > last.vm_start:
         below = mm.split_vma_unchecked(last, end, new_below=True)
         if last is vma:

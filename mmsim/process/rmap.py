@@ -55,12 +55,13 @@ def find_mergeable_anon_vma(vma: Vma) -> AnonVma | None:
 
 
 def anon_vma_prepare(vma: Vma) -> None:
-    """Give an area its anon_vma before its first anonymous page: a neighbour's, if the two might merge, or a new one.
+    """See that an area has an anon_vma before its first anonymous page (5.17: include/linux/rmap.h, anon_vma_prepare())."""
+    if vma.anon_vma is None:
+        __anon_vma_prepare(vma)
 
-    5.17: mm/rmap.c, __anon_vma_prepare().
-    """
-    if vma.anon_vma is not None:
-        return
+
+def __anon_vma_prepare(vma: Vma) -> None:
+    """Give an area a neighbour's anon_vma, if the two might merge, or a new one (5.17: mm/rmap.c, __anon_vma_prepare())."""
     anon_vma = find_mergeable_anon_vma(vma) or AnonVma()
     vma.anon_vma = anon_vma
     _anon_vma_chain_link(vma, anon_vma)

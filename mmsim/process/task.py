@@ -28,6 +28,7 @@ from mmsim.paging.mmu import Mmu
 from mmsim.paging.tables import PageTables
 from mmsim.paging.walk import PageFault
 from mmsim.process.address_space import AddressSpace
+from mmsim.process.bulk import touch_range
 from mmsim.process.exit import mmput
 from mmsim.process.fault import exc_page_fault, user_error_code
 from mmsim.process.fork import dup_mm
@@ -170,6 +171,11 @@ class Process(SystemCalls):
             table[index] = used
         return word & PTE_PFN_MASK | addr & PAGE_SIZE - 1
 
+    def touch_range(self, addr: int, pages: int, write: bool = True) -> int:
+        """Access one byte of each page of a range; how many were accessed before one could not be (:mod:`mmsim.process.bulk`)."""
+        self._must_live()
+        return touch_range(self, u64(addr), pages, write)
+
     def read(self, addr: int, size: int = 1) -> bytes:
         """Read bytes; fewer than ``size`` where an access ends in a signal."""
         self._must_live()
@@ -209,7 +215,6 @@ class Process(SystemCalls):
         return self._run(self._fork)
 
     def _fork(self) -> int:
-        self.space.sync_mm_rss()
         return Process(self.table, self.name, dup_mm(self.mm), self).pid
 
     def vfork(self) -> int:
@@ -233,6 +238,7 @@ class Process(SystemCalls):
         self.alive = False
         self.exit_code, self.exit_signal = code, signal
         self.user.tasks.remove(self)
+        self.user.current = None                                # current->mm is gone before the memory
         mmput(self.mm)
         if self.parent is not None and self.parent._waits_for is self:
             self.parent._waits_for = None
@@ -242,7 +248,6 @@ class Process(SystemCalls):
                 self.table.processes.pop(child.pid, None)
         if self.parent is None:
             self.table.processes.pop(self.pid, None)
-        self.user.current = None
 
     def wait(self) -> int:
         """The pid of a child that has ended, which is gone then; -ECHILD if there is none (5.17: kernel/exit.c, wait4())."""

@@ -34,6 +34,7 @@ from mmsim.trace import Trace
 from mmsim.units import PAGE_SHIFT, align_up
 
 if TYPE_CHECKING:
+    from mmsim.process.mm import Mm
     from mmsim.process.task import Process
 
 __all__ = ["MachineParts", "UserMemory"]
@@ -123,15 +124,19 @@ class UserMemory:
         return self.allocator.alloc_pages(GFP_HIGHUSER_MOVABLE)
 
     def put_page(self, pfn: int) -> None:
-        """Drop a reference; free the page if it was the last (5.17: mm/swap.c, __put_page(), __page_cache_release())."""
+        """Drop a reference; free the page if it was the last (5.17: include/linux/mm.h, put_page())."""
         count = self.frames.refcount[pfn] - 1
         if count < 0:
             raise KernelBug(f"VM_BUG_ON_PAGE(page_ref_count(page) == 0): frame {pfn:#x}")
         self.frames.refcount[pfn] = count
         if not count:
-            self.frames.flags[pfn] &= _AT_RELEASE
-            self.mapping.pop(pfn, None)
-            free_unref_page(self.memory, pfn)
+            self._put_page(pfn)
+
+    def _put_page(self, pfn: int) -> None:
+        """The last reference is gone (5.17: mm/swap.c, __put_page(), __page_cache_release())."""
+        self.frames.flags[pfn] &= _AT_RELEASE
+        self.mapping.pop(pfn, None)
+        free_unref_page(self.memory, pfn)
 
     def release_pages(self, pfns: Iterable[int]) -> None:
         """Drop a reference to each of many pages; free those without any, the last one first.
@@ -230,13 +235,20 @@ class UserMemory:
 
     # -- pages of files ------------------------------------------------------------------------------------------
 
-    def add_to_page_cache(self, file: MappedFile, index: int) -> int | None:
-        """Make a page of a file with what the file holds there; None if there is no frame.
+    def add_to_page_cache(self, file: MappedFile, index: int, mm: Mm) -> int | None:
+        """Make a page of a file, for a process of ``mm``, with what the file holds there; None if there is no frame.
 
-        5.17: mm/filemap.c, __filemap_add_folio(); mm/shmem.c, shmem_getpage_gfp().
+        Raise ENOMEM if it is shared memory whose page cannot be promised. 5.17: mm/filemap.c, __filemap_add_folio(); mm/shmem.c,
+        shmem_getpage_gfp(), shmem_acct_block().
         """
+        if file.noreserve:
+            mm.charge(1)
+            file.charged += 1
         pfn = self.allocator.alloc_pages(GFP_HIGHUSER_MOVABLE)
         if pfn is None:
+            if file.noreserve:
+                self.overcommit.uncharge(1)
+                file.charged -= 1
             return None
         self.contents.drop(pfn)
         data = file.content(index) if file.content is not None else b""
@@ -261,6 +273,9 @@ class UserMemory:
         self.nr_shmem -= file.is_shmem
         self.frames.flags[pfn] &= ~_DIRTY
         del self.mapping[pfn]
+        if file.noreserve:
+            self.overcommit.uncharge(1)
+            file.charged -= 1
         if not file.cache:
             self.files.pop(file, None)
         self.put_page(pfn)
@@ -310,7 +325,8 @@ class UserMemory:
         if (self.nr_anon_mapped, self.nr_file_mapped) != (anon, len(mapped) - anon):
             raise InvariantError(f"{self.nr_anon_mapped} + {self.nr_file_mapped} pages are counted as mapped, "
                                  f"{anon} + {len(mapped) - anon} are")
-        files = {file: None for space in spaces.values() for file in (v.vm_file for v in space.mm) if file is not None}
+        files = dict(self.files)
+        files |= {file: None for space in spaces.values() for file in (v.vm_file for v in space.mm) if file is not None}
         shared = sum(file.charged for file in files)
         if self.overcommit.committed - self.committed_elsewhere != locked + shared:
             raise InvariantError(f"{self.overcommit.committed} pages are promised; the areas add up to {locked} + {shared}")

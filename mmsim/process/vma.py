@@ -143,6 +143,8 @@ class MappedFile:
     has_close: bool = False
     #: Its pages are shared memory (tmpfs, memfd, System V): they count as MM_SHMEMPAGES and have no disk behind them.
     shmem: bool = False
+    #: Shared memory that promises each page when it comes (VM_NORESERVE); ``charged`` counts them too.
+    noreserve: bool = False
     #: A fault may map pages around it that are in the page cache (vm_ops->map_pages; System V attaches have none).
     map_pages: bool = True
     #: The file system wants to know of each page's first write (vm_ops->page_mkwrite): pages are mapped read-only until then.

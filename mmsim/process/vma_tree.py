@@ -62,7 +62,7 @@ class VmaTree:
     # -- finding -------------------------------------------------------------------------------------------
 
     def find(self, address: int) -> Vma | None:
-        """The first area that ends above ``address``: it holds the address, or is the next one (find_vma())."""
+        """The first area that ends above ``address``: it holds the address, or is the next one."""
         hit = self._last_hit
         if hit is not None and hit.vm_start <= address < hit.vm_end:
             return hit
@@ -74,6 +74,10 @@ class VmaTree:
             self._last_hit = below
             return below
         return below.vm_next
+
+    def find_vma(self, address: int) -> Vma | None:
+        """:meth:`find` where the kernel itself calls it: in function graphs (5.17: mm/mmap.c, find_vma())."""
+        return self.find(address)
 
     def lookup(self, address: int) -> Vma | None:
         """The area that holds ``address``, or None (5.17: include/linux/mm.h, vma_lookup())."""
@@ -96,6 +100,10 @@ class VmaTree:
         while vma is not None and vma.vm_start < end:
             yield vma
             vma = vma.vm_next
+
+    def find_vma_links(self, address: int) -> Vma | None:
+        """The area below a place where a new one is to be put (5.17: mm/mmap.c, find_vma_links())."""
+        return self._at_or_below(address)
 
     def _at_or_below(self, address: int) -> Vma | None:
         number = bisect_right(self._firsts, address) - 1

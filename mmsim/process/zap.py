@@ -26,7 +26,7 @@ from mmsim.process.address_space import AddressSpace
 from mmsim.process.vma import Vma
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE
 
-__all__ = ["unmap_mapping_range", "unmap_region", "zap_page_range", "zap_pte_range"]
+__all__ = ["unmap_mapping_range", "unmap_region", "unmap_vmas", "zap_page_range", "zap_pte_range"]
 
 _PRESENT = _PAGE_PRESENT | _PAGE_PROTNONE
 _MLOCKED = PG["mlocked"]
@@ -68,6 +68,8 @@ def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: l
                 user.page_remove_rmap(pfn)
             gather.append(pfn)
         table[first:last] = type(table)("Q", bytes(8 * (last - first)))
+    if user.current is not None and user.current.mm is space.mm:
+        space.sync_mm_rss()                                     # add_mm_rss_vec()
     for member, pages in enumerate(rss):
         if pages:
             space.add_mm_counter(member, -pages)
@@ -85,13 +87,13 @@ def _tlb_finish_mmu(space: AddressSpace, start: int, end: int, gather: list[int]
     """Flush the TLBs, then give the gathered pages back (5.17: mm/mmu_gather.c, tlb_finish_mmu())."""
     if gather or freed_tables:
         space.flush_tlb_range(start, end, freed_tables)
-    space.user.release_pages(gather)
+    if gather:
+        space.user.release_pages(gather)
 
 
 def zap_page_range(space: AddressSpace, vma: Vma, start: int, end: int) -> None:
     """Take all pages of a range away; the area stays (5.17: mm/memory.c, zap_page_range(), for MADV_DONTNEED)."""
     space.user.lru.lru_add_drain()
-    space.sync_mm_rss()
     space.mm.update_hiwater()
     gather: list[int] = []
     zap_pte_range(space, vma, start, end, gather)
@@ -104,17 +106,24 @@ def unmap_region(space: AddressSpace, areas: Sequence[Vma], previous: Vma | None
     The CPU's pagevecs are emptied first, so that pages are really free afterwards. 5.17: mm/mmap.c, unmap_region(); mm/memory.c,
     free_pgtables().
     """
-    start, end = areas[0].vm_start, areas[-1].vm_end
     space.user.lru.lru_add_drain()
-    space.sync_mm_rss()
     space.mm.update_hiwater()
+    unmap_vmas(space, areas, previous, following)
+
+
+def unmap_vmas(space: AddressSpace, areas: Sequence[Vma], previous: Vma | None, following: Vma | None) -> None:
+    """Empty the entries of areas, free the tables that neither neighbour needs, flush, and give the pages back.
+
+    5.17: mm/memory.c, unmap_vmas(), free_pgtables().
+    """
+    start, end = areas[0].vm_start, areas[-1].vm_end
     gather: list[int] = []
     for vma in areas:
         zap_pte_range(space, vma, vma.vm_start, vma.vm_end, gather)
     tables = space.tables
     before = tables.pgtables_bytes
     tables.free_pgtables(start, end, previous.vm_end if previous is not None else 0,
-                         following.vm_start if following is not None else 0)
+                         following.vm_start if following is not None else 0, gather)
     _tlb_finish_mmu(space, start, end, gather, tables.pgtables_bytes != before)
 
 
