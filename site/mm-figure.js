@@ -552,7 +552,7 @@ export class MmFigure extends HTMLElement {
     ui.count = h('span', { class: 'mm-count', 'aria-hidden': 'true' });
     ui.bar = h('div', { class: 'mm-bar' }, ui.first, ui.back, ui.play, ui.next, ui.scrub, ui.count);
     ui.say = h('p', { class: 'mm-say', 'aria-live': 'polite' });
-    ui.ghosts = [1, 2, 3].map(() => h('p', { class: 'mm-ghost', 'aria-hidden': 'true' }));
+    ui.ghosts = [1, 2, 3].map(() => h('p', { class: 'mm-measure', 'aria-hidden': 'true' }));
     ui.more = h('a', { class: 'mm-more', hidden: true });
     ui.event = h('p', { class: 'mm-event' });
     ui.ask = h('div', { class: 'mm-ask', hidden: true });
