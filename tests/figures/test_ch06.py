@@ -247,6 +247,7 @@ def test_a_machine_that_hides_slabinfo_is_refused_in_a_sentence() -> None:
         caches_of(source)
 
 
-def test_a_chain_of_one_is_worse_than_none_and_long_ones_spare_the_lock() -> None:
-    locks = {chain: ch06.remote_frees(chain)[0] for chain in (0, 1, 4, 16)}
-    assert locks[1] > locks[0] > locks[4] > locks[16]
+def test_chains_spare_the_lock_and_hold_memory() -> None:
+    locks, used = zip(*(ch06.remote_frees(chain, fifo=True) for chain in (0, 1, 4, 16)), strict=True)
+    assert list(locks) == sorted(locks, reverse=True) and list(used) == sorted(used, reverse=True)
+    assert ch06.remote_frees(0)[0] > 15 * ch06.remote_frees(16)[0]

@@ -283,7 +283,7 @@ def slab_report(bug: str, debug: str, hardened: bool, width: float) -> Iterator[
     if reported:
         kind = next((line.split(": ", 1)[1] for line in crime.log if line.startswith("BUG ") and ": " in line), "")
         what = f'reports "{kind}"' if kind else "stops a task that did nothing wrong" if bug == "use" else "stops with a BUG"
-        when = f", not in step {WRONG[bug]}, when it was wrong" if reported > WRONG[bug] else ""
+        when = f"; the mistake was step {WRONG[bug]}" if reported > WRONG[bug] else ""
         say = f"{BUGS[bug].capitalize()} {option}: the kernel {what} in step {reported}{when}. Step on to see why."
     else:
         say = (f"{BUGS[bug].capitalize()} {option}: no message at all. "

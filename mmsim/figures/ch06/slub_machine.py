@@ -336,7 +336,8 @@ class _Machine:
         scene.add(Legend({"kernel": "given out", "hot": "free, on a CPU's own list", "free": "free, on the slab's list"}), "legend", gap=8)
         now = {**board.cache.stats(), "list_lock": board.locked}
         entries = [Entry(name, now[name], now[name] - self.last[name]) for name in COUNTERS]
-        entries.append(Entry("list_lock taken", now["list_lock"], now["list_lock"] - self.last["list_lock"]))
+        entries.append(Entry("list_lock taken", now["list_lock"], now["list_lock"] - self.last["list_lock"],
+                             "by allocations and frees; flush and shrink take it, too"))
         entries.append(Entry("slabs given back", board.given_back))
         scene.add(Ledger(entries, columns=2 if not scene.narrow else 1), "ledger", "What SLUB counted")
         self.last = now

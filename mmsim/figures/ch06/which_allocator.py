@@ -91,7 +91,8 @@ def offers(size: int, context: str, state: str) -> tuple[Offer, ...]:
         addr = slub.kmalloc(size, gfp)
         order = get_order(size)
         if addr is None:
-            found.append(Offer("kmalloc", 0, f"NULL: no free block of order {order}", f"no block of order {order}"))
+            why = f"NULL: no free block of order {order}, and nobody here reclaims or compacts"
+            found.append(Offer("kmalloc", 0, why, f"no block of order {order}"))
         elif size <= KMALLOC_MAX_CACHE_SIZE:
             cache = slub.cache_of(addr)
             slab = slub.slab_of(addr)
@@ -181,7 +182,7 @@ class _Rows:
                 scene.rect(f"{name}.use", left, bar, max(use, 1), 20, "kernel", asked_for)
                 words = f"{_bytes(offer.taken)}, {offer.short}"
             else:
-                scene.rect(f"{name}.bar", left, bar, room, 20, "ghost", offer.how)
+                scene.rect(f"{name}.bar", left, bar, room, 20, "panel", offer.how)
                 words = offer.short
             if above:
                 scene.line(f"{name}.line", line, bar - 2, line, bar + 22, "wire lit", asked)
