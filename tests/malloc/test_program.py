@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from mmsim.constants import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE
+from mmsim.constants import MADV_DONTNEED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE
+from mmsim.machine import Machine
 from mmsim.malloc.glibc.ptmalloc import Ptmalloc
 from mmsim.malloc.process_program import ProcessProgram
 from mmsim.malloc.program import OomKill, PlainProgram, Program, Segfault, map_anonymous
-from mmsim.machine import Machine
 from mmsim.reference import ref256, toy16
 from mmsim.units import MIB, PAGE_SIZE
 

@@ -145,7 +145,7 @@ def test_freed_neighbours_become_one_block_in_any_order() -> None:
         for number in order:
             heap.free(held[number])
             heap.check()
-        assert [block.size for block in heap.walk()][0] == 3 * 128
+        assert next(block.size for block in heap.walk()) == 3 * 128
 
 
 def test_a_block_grows_into_the_hole_behind_it() -> None:
@@ -206,7 +206,7 @@ def test_a_buddy_allocator_wastes_a_quarter_of_what_it_gives_for_uniform_sizes()
 # -- size classes --------------------------------------------------------------------------------------------
 
 def test_classes_waste_at_most_a_fifth() -> None:
-    assert CLASSES == tuple(sorted(set(CLASSES))) and all(size % 16 == 0 for size in CLASSES)
+    assert tuple(sorted(set(CLASSES))) == CLASSES and all(size % 16 == 0 for size in CLASSES)
     for size in range(129, CLASSES[-1] + 1):
         assert size <= CLASSES[size_class(size)] <= size * 1.25
     assert CLASSES[size_class(0)] == 16

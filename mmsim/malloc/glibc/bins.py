@@ -15,7 +15,7 @@ from mmsim.malloc.glibc.layout import (
 )
 from mmsim.malloc.glibc.library import Library
 from mmsim.malloc.glibc.state import Arena
-from mmsim.units import U64_MAX
+from mmsim.units import U64_MAX, u64
 
 __all__ = ["insert_sorted", "insert_unsorted", "malloc_consolidate", "unlink_chunk"]
 
@@ -145,11 +145,11 @@ def malloc_consolidate(lib: Library, av: Arena) -> None:
 
 def _consolidate_one(lib: Library, av: Arena, chunk: int) -> None:
     size = lib.chunksize(chunk)
-    above = chunk + size
+    above = u64(chunk + size)
     above_size = lib.chunksize(above)
     if not lib.prev_inuse(chunk):
         below_size = lib.prev_size(chunk)
-        size += below_size
+        size = u64(size + below_size)
         chunk = chunk - below_size & U64_MAX
         if lib.chunksize(chunk) != below_size:
             malloc_printerr("corrupted size vs. prev_size in fastbins")
@@ -161,7 +161,7 @@ def _consolidate_one(lib: Library, av: Arena, chunk: int) -> None:
     if lib.inuse_bit_at_offset(above, above_size):
         lib.clear_inuse_bit_at_offset(above, 0)
     else:
-        size += above_size
+        size = u64(size + above_size)
         unlink_chunk(lib, above)
     insert_unsorted(lib, av, chunk, size)
     lib.set_head(chunk, size | PREV_INUSE)

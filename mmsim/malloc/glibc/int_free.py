@@ -71,7 +71,7 @@ def _free_and_join(lib: Library, av: Arena, chunk: int, size: int) -> int:
     above, top = chunk + size, av.top
     if chunk == top:
         malloc_printerr("double free or corruption (top)")
-    if av.contiguous and above >= top + lib.chunksize(top):
+    if av.contiguous and above >= u64(top + lib.chunksize(top)):
         malloc_printerr("double free or corruption (out)")
     if not lib.prev_inuse(above):
         malloc_printerr("double free or corruption (!prev)")

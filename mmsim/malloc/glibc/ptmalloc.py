@@ -147,7 +147,7 @@ class Ptmalloc(Library, Allocator):
     def _check_arena_of(self, memory: int, function: str) -> None:
         if memory and self.single_thread:
             chunk = mem2chunk(memory)
-            assertion(self.is_mmapped(chunk) or self.in_main_arena(chunk), function, _OF_THIS_ARENA)
+            assertion(self.is_mmapped(chunk) or self.is_main(self.arena_for_chunk(chunk)), function, _OF_THIS_ARENA)
 
     def free(self, memory: int) -> None:
         """Give memory back. 2.36: malloc/malloc.c, __libc_free()."""

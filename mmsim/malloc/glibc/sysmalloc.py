@@ -18,7 +18,7 @@ from mmsim.malloc.glibc.library import Library
 from mmsim.malloc.glibc.mapped import sysmalloc_mmap
 from mmsim.malloc.glibc.state import Arena
 from mmsim.malloc.program import map_anonymous
-from mmsim.units import PAGE_SIZE, U64_MAX, align_up, s64
+from mmsim.units import PAGE_SIZE, U64_MAX, align_up, s64, u64
 
 __all__ = ["sysmalloc"]
 
@@ -44,7 +44,7 @@ def sysmalloc(lib: Library, nb: int, av: Arena | None) -> int:
         return 0
     old_top = av.top
     old_size = lib.chunksize(old_top)
-    old_end = old_top + old_size
+    old_end = u64(old_top + old_size)
     assertion((old_top == av.unsorted and old_size == 0) or
               (old_size >= MINSIZE and lib.prev_inuse(old_top) and not old_end & PAGE_SIZE - 1), "sysmalloc", _TOP_IS_SOUND)
     assertion(old_size < nb + MINSIZE, "sysmalloc", _TOP_IS_SHORT)
