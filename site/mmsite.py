@@ -31,8 +31,9 @@ from sphinx.util import logging
 
 SITE = Path(__file__).resolve().parent
 ROOT = SITE.parent
-STATIC = ("mm-figure.js", "mm-figure.css", "mm-python.js", "mm-worker.js", "mm-theme.css")
+STATIC = ("mm-figure.js", "mm-figure.css", "mm-python.js", "mm-worker.js", "mm-theme.css", "mm-book.css", "mm-terms.js")
 FOLDER = "mm"                       # the static files stand in _static/mm/
+PARTS = ("mm_glossary",)            # extensions beside this one
 
 # The icons that sphinx-book-theme and pydata-sphinx-theme put into their buttons.
 ICONS = (
@@ -117,6 +118,7 @@ def add_assets(app: Sphinx) -> None:
     app.add_css_file(f"{FOLDER}/mm-icons.css")
     app.add_css_file(f"{FOLDER}/mm-figure.css")
     app.add_css_file(f"{FOLDER}/mm-theme.css", priority=900)
+    app.add_css_file(f"{FOLDER}/mm-book.css", priority=900)
     app.add_js_file(f"{FOLDER}/mm-figure.js", type="module")
 
 
@@ -247,4 +249,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", add_assets)
     app.connect("html-page-context", mend_roles)
     app.connect("build-finished", drop_files)
+    for part in PARTS:
+        app.setup_extension(part)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
