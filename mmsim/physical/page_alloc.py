@@ -18,6 +18,7 @@ from collections.abc import Collection, Generator
 
 from mmsim import constants as c
 from mmsim.physical import free
+from mmsim.physical.fast import RequestPlan, alloc_one, free_one, plan_request
 from mmsim.physical.freelist import (
     AllocContext,
     alloc_flags_nofragment,
@@ -61,6 +62,11 @@ class PageAllocator:
         if memory.wakeup_kswapd is _no_kswapd:
             memory.wakeup_kswapd = wakeup_kswapd
         self._warned_order = False
+        #: Where single pages come from, by CPU and GFP mask.
+        self._homes: dict[tuple[int, int], tuple[Zone | None, int, int, bool]] = {}
+        #: Whether the common case takes :mod:`mmsim.physical.fast`; the result is the same.
+        self.fast = True
+        self._plans: dict[int, RequestPlan | None] = {}
 
     def alloc_pages(self, gfp_mask: int, order: int = 0, nid: int | None = None,
                     nodemask: Collection[int] | None = None) -> int | None:
@@ -71,10 +77,14 @@ class PageAllocator:
         contradict each other, KernelPanic for a ``__GFP_NOFAIL`` request that can never be satisfied.
         5.17: mm/page_alloc.c, __alloc_pages().
         """
+        memory = self.memory
+        if not order and nid is None and nodemask is None and self.fast:
+            pfn = self._alloc_one(gfp_mask)
+            if pfn is not None:
+                return pfn
         if not 0 <= order < c.MAX_ORDER:
             self._warn_order(gfp_mask, order)
             return None
-        memory = self.memory
         context, alloc_flags = prepare_alloc_pages(
             memory, gfp_mask, memory.cpu_to_node[memory.cpu] if nid is None else nid, nodemask)
         alloc_flags |= alloc_flags_nofragment(memory, context.preferred_zone, gfp_mask)
@@ -84,6 +94,23 @@ class PageAllocator:
         if memory.trace.enabled:
             memory.trace.emit("kmem:mm_page_alloc", pfn=-1 if pfn is None else pfn, order=order, migratetype=context.migratetype,
                               gfp_flags=gfp_names(gfp_mask))
+        return pfn
+
+    def _alloc_one(self, gfp_mask: int) -> int | None:
+        """The common case, by the plan for this mask on this CPU."""
+        memory = self.memory
+        key = gfp_mask << 16 | memory.cpu
+        plan = self._plans.get(key)
+        if plan is None:
+            if key in self._plans:
+                return None
+            plan = self._plans[key] = plan_request(memory, gfp_mask)
+            if plan is None:
+                return None
+        pfn = alloc_one(memory, plan)
+        if pfn is None and (plan.node.zonelist is not plan.zonelist or memory.cpu_to_node[memory.cpu] != plan.nid):
+            # Nodes have changed; the next request makes a new plan.
+            del self._plans[key]
         return pfn
 
     def alloc_single_pages(self, gfp_mask: int, count: int) -> list[int]:
@@ -96,17 +123,15 @@ class PageAllocator:
         if first is None:
             return []
         memory, pfns = self.memory, [first]
-        zone = memory.frames.zones[memory.frames.zone_of[first]]
-        if count == 1 or zone is None or memory.trace.enabled:
+        if count == 1 or memory.trace.enabled:
             return pfns
-        context, alloc_flags = prepare_alloc_pages(memory, gfp_mask, memory.cpu_to_node[memory.cpu])
-        alloc_flags |= alloc_flags_nofragment(memory, context.preferred_zone, gfp_mask)
+        zone, migratetype, highest_zoneidx, cma = self._homes.get((memory.cpu, gfp_mask)) or self._find_home(gfp_mask)
+        if zone is None or zone.boosted_watermark:
+            return pfns
         pcp = zone.pageset[memory.cpu]
-        waiting = pcp.lists[context.migratetype]
-        mark = zone.watermark[alloc_flags & c.ALLOC_WMARK_MASK] + zone.watermark_boost
-        if zone is not context.preferred_zone or zone.boosted_watermark or pcp.other_types or \
-                not (alloc_flags & c.ALLOC_CMA or context.migratetype != c.MIGRATE_MOVABLE or zone.migrate_cma < 0) or \
-                not zone_watermark_fast(zone, 0, mark, context.highest_zoneidx, alloc_flags, gfp_mask):
+        waiting = pcp.lists[migratetype]
+        free = zone.nr_free_pages - zone.nr_reserved_highatomic - (0 if cma else zone.nr_free_cma_pages)
+        if pcp.other_types or free <= zone.watermark[c.WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[highest_zoneidx]:
             return pfns
         more = [waiting.popleft() for _ in range(min(count - 1, len(waiting)))]
         taken = len(more)
@@ -120,8 +145,52 @@ class PageAllocator:
             refcount[pfn] = 1
         return pfns + more
 
+    def alloc_page(self, gfp_mask: int) -> int | None:
+        """A single frame: what :meth:`alloc_pages` gives, at a fraction of its cost where the CPU's list of the preferred zone has
+        one and the zone is far enough above its low watermark.
+        """
+        memory = self.memory
+        zone, migratetype, highest_zoneidx, cma = self._homes.get((memory.cpu, gfp_mask)) or self._find_home(gfp_mask)
+        if zone is not None and not memory.trace.enabled:
+            pcp = zone.pageset[memory.cpu]
+            waiting = pcp.lists[migratetype]
+            free = zone.nr_free_pages - zone.nr_reserved_highatomic - (0 if cma else zone.nr_free_cma_pages)
+            if waiting and not pcp.other_types and not zone.boosted_watermark and \
+                    free > zone.watermark[c.WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[highest_zoneidx]:
+                pfn = waiting.popleft()
+                pcp.count -= 1
+                pcp.free_factor >>= 1
+                memory.counters[zone.pgalloc] += 1
+                if memory.config.numa:
+                    stat = zone.numa_stat
+                    stat["numa_hit"] += 1
+                    stat["numa_local"] += 1
+                memory.frames.refcount[pfn] = 1
+                return pfn
+        return self.alloc_pages(gfp_mask)
+
+    def _find_home(self, gfp_mask: int) -> tuple[Zone | None, int, int, bool]:
+        """For single pages of a kind on the current CPU: the zone of its own node whose per-CPU list serves them (None if there is
+        none), the list's type, the highest zone, and whether free CMA pages count.
+        """
+        memory = self.memory
+        context, alloc_flags = prepare_alloc_pages(memory, gfp_mask, memory.cpu_to_node[memory.cpu])
+        zone, cma = context.preferred_zone, bool(alloc_flags & c.ALLOC_CMA)
+        if zone is not None and (zone.nid != memory.cpu_to_node[memory.cpu] or context.migratetype >= c.MIGRATE_PCPTYPES or not
+                                 (cma or context.migratetype != c.MIGRATE_MOVABLE or zone.migrate_cma < 0)):
+            zone = None
+        home = (zone, context.migratetype, context.highest_zoneidx, cma)
+        self._homes[memory.cpu, gfp_mask] = home
+        return home
+
     def free_pages(self, pfn: int, order: int = 0) -> None:
         """Give back a block that :meth:`alloc_pages` returned (5.17: mm/page_alloc.c, __free_pages())."""
+        frames = self.memory.frames
+        if not order and self.fast and 0 <= pfn < frames.max_pfn and frames.refcount[pfn] == 1 and not frames.compound[pfn]:
+            frames.refcount[pfn] = 0
+            if free_one(self.memory, pfn):
+                return
+            frames.refcount[pfn] = 1
         free.free_pages(self.memory, pfn, order)
 
     def alloc_steps(self, gfp_mask: int, order: int = 0, nid: int | None = None,

@@ -1,0 +1,104 @@
+"""The common case of alloc_pages() and free_pages(), without detours: a single page, and the CPU's list has or takes it.
+
+What the kernel decides anew for each request (where to look, for what, down to which watermark) depends on the GFP mask and the
+node alone; it is kept here. Everything that is not the common case (the list is empty or full, the watermark is near, somebody
+traces, a CMA or HighAtomic page) is left to :mod:`mmsim.physical.freelist` and :mod:`mmsim.physical.free`, which these
+functions are held equal to.
+
+5.17: mm/page_alloc.c, __alloc_pages(), get_page_from_freelist(), rmqueue_pcplist(), prep_new_page(); free_unref_page().
+"""
+
+from __future__ import annotations
+
+from mmsim.constants import (
+    _GFP_WRITE,
+    ALLOC_CMA,
+    MIGRATE_MOVABLE,
+    MIGRATE_PCPTYPES,
+    PAGEBLOCK_ORDER,
+    WMARK_LOW,
+)
+from mmsim.physical.frames import PAGE_FLAGS_CHECK_AT_FREE
+from mmsim.physical.freelist import alloc_flags_nofragment, prepare_alloc_pages
+from mmsim.physical.memory import PhysicalMemory
+from mmsim.physical.node import Node
+from mmsim.physical.zone import Zone
+
+__all__ = ["RequestPlan", "alloc_one", "free_one", "plan_request"]
+
+
+class RequestPlan:
+    """What follows from a GFP mask on one CPU. ``zone`` is the preferred one; it is all that the common case looks at."""
+
+    __slots__ = ("zone", "node", "zonelist", "nid", "migratetype", "reserve_index", "uses_cma", "pcp", "waiting", "local")
+
+    def __init__(self, zone: Zone, node: Node, nid: int, cpu: int, migratetype: int, reserve_index: int, uses_cma: bool):
+        self.zone, self.node, self.nid = zone, node, nid
+        self.zonelist = node.zonelist
+        self.migratetype, self.reserve_index, self.uses_cma = migratetype, reserve_index, uses_cma
+        self.pcp = zone.pageset[cpu]
+        self.waiting = self.pcp.lists[migratetype]
+        self.local = zone.nid == nid
+
+
+def plan_request(memory: PhysicalMemory, gfp_mask: int) -> RequestPlan | None:
+    """The plan of a single-page request on the current CPU, or None if it is never a common one."""
+    nid = memory.cpu_to_node[memory.cpu]
+    if gfp_mask & _GFP_WRITE or not memory.config.numa:
+        return None
+    context, alloc_flags = prepare_alloc_pages(memory, gfp_mask, nid)
+    zone, node = context.preferred_zone, memory.nodes[nid]
+    if zone is None or context.zonelist is not node.zonelist:
+        return None
+    alloc_flags |= alloc_flags_nofragment(memory, zone, gfp_mask)
+    if not alloc_flags & ALLOC_CMA and context.migratetype == MIGRATE_MOVABLE and zone.migrate_cma >= 0:
+        return None
+    return RequestPlan(zone, node, nid, memory.cpu, context.migratetype, context.highest_zoneidx, bool(alloc_flags & ALLOC_CMA))
+
+
+def alloc_one(memory: PhysicalMemory, plan: RequestPlan) -> int | None:
+    """A single page from the CPU's list; None, and nothing done, if this is not the common case."""
+    zone = plan.zone
+    free = zone.nr_free_pages - zone.nr_reserved_highatomic
+    if not plan.uses_cma:
+        free -= zone.nr_free_cma_pages
+    waiting = plan.waiting
+    if not waiting or 0 <= free <= zone.watermark[WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[plan.reserve_index] \
+            or zone.boosted_watermark or memory.trace.enabled or plan.node.zonelist is not plan.zonelist \
+            or memory.cpu_to_node[memory.cpu] != plan.nid:
+        return None
+    pfn = waiting[0]
+    refcount = memory.frames.refcount
+    if refcount[pfn]:
+        return None
+    del waiting[0]
+    refcount[pfn] = 1
+    pcp = plan.pcp
+    pcp.free_factor >>= 1
+    pcp.count -= 1
+    if pcp.other_types:
+        pcp.other_types.pop(pfn, None)
+    memory.counters[zone.pgalloc] += 1
+    stat = zone.numa_stat
+    stat["numa_hit"] += 1
+    stat["numa_local" if plan.local else "numa_other"] += 1
+    return pfn
+
+
+def free_one(memory: PhysicalMemory, pfn: int) -> bool:
+    """Put a single page without references on the CPU's list; False, and nothing done, if this is not the common case."""
+    frames = memory.frames
+    migratetype = frames.pageblock_mt[pfn >> PAGEBLOCK_ORDER]
+    zone = frames.zones[frames.zone_of[pfn]]
+    if migratetype >= MIGRATE_PCPTYPES or zone is None or memory.trace.enabled or frames.flags[pfn] & PAGE_FLAGS_CHECK_AT_FREE \
+            or frames.mapcount[pfn] or frames.free_block[pfn] or zone.reclaim_active:
+        return False
+    pcp = zone.pageset[memory.cpu]
+    count = pcp.count + 1
+    if count >= pcp.high:
+        return False
+    frames.flags[pfn] = 0
+    memory.counters["pgfree"] += 1
+    pcp.lists[migratetype].appendleft(pfn)
+    pcp.count = count
+    return True
