@@ -56,23 +56,19 @@ class LruBatches:
         refcount = self.memory.frames.refcount
         return self.size - len(batch) if any(refcount[pfn] == 1 for pfn in batch) else 1 << 30
 
-    def lru_cache_add_mapped(self, pfns: list[int]) -> None:
-        """:meth:`lru_cache_add` for many new pages with a reference besides the batch's: those of full batches are on their list
-        at once.
+    def lru_cache_add_mapped(self, pfns: list[int]) -> int:
+        """:meth:`lru_cache_add` for many new pages with a reference besides the batch's; return how many of them, from the first on,
+        do not wait: their batches are full, and the caller sets PG_lru for them.
         """
         frames, batch = self.memory.frames, self.add[self.memory.cpu]
         size = self.size if self.enabled else 1
         full = (len(batch) + len(pfns)) // size * size - len(batch)         # how many of them do not wait
         if full > 0:
             self._flush_add(batch)
-            flags = frames.flags
-            for pfn in pfns[:full]:
-                flags[pfn] |= _LRU | _UNEVICTABLE if flags[pfn] & _MLOCKED else _LRU
-        else:
-            full = 0
-        for pfn in pfns[full:]:
+        for pfn in pfns[max(full, 0):]:
             frames.refcount[pfn] += 1
             batch.append(pfn)
+        return max(full, 0)
 
     def _flush_add(self, batch: list[int]) -> None:
         """Put a batch on the lists and let go of its pages (5.17: mm/swap.c, __pagevec_lru_add())."""

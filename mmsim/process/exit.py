@@ -26,7 +26,6 @@ def exit_mmap(mm: Mm) -> None:
         mm.map_count -= 1
         if vma.vm_flags & VM_ACCOUNT:
             accounted += vma.pages
-        mm.unlink_anon_vmas(vma)
         mm.put_file(vma)
     mm.overcommit.uncharge(accounted)
     mm.total_vm = mm.data_vm = mm.exec_vm = mm.stack_vm = mm.locked_vm = mm.locked_vm_lost = 0

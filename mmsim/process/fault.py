@@ -110,6 +110,15 @@ class VmFault:
                 return None
         return self.table
 
+    def prealloc_pte(self) -> array[int] | None:
+        """:meth:`pte_alloc` for pages of files, which make the table ahead (vmf->prealloc_pte)."""
+        if self.table is None:
+            try:
+                self.table = self.space.tables.pte_install(self.address)
+            except Errno:
+                return None
+        return self.table
+
 
 # -- the entry ---------------------------------------------------------------------------------------------------
 
@@ -253,7 +262,7 @@ def do_anonymous_page(vmf: VmFault) -> int:
 def lru_cache_add_inactive_or_unevictable(space: AddressSpace, pfn: int, vma: Vma) -> None:
     """A new page waits for its LRU list; in a locked area it is mlocked (5.17: mm/swap.c)."""
     if vma.vm_flags & (VM_LOCKED | VM_SPECIAL) == VM_LOCKED:
-        space.user.mlock_page(pfn)
+        space.user.set_mlocked(pfn)
     space.user.lru.lru_cache_add(pfn)
 
 

@@ -57,6 +57,9 @@ def _file_page(vmf: VmFault) -> int:
     """
     file, user, index = vmf.vma.vm_file, vmf.space.user, vmf.pgoff
     assert file is not None
+    # The table comes first: with the page locked, no memory may be asked for.
+    if vmf.prealloc_pte() is None:
+        return VM_FAULT_OOM
     if index >= file.pages:
         return VM_FAULT_SIGBUS
     result = 0
@@ -112,7 +115,7 @@ def do_fault_around(vmf: VmFault) -> int:
     address = max(vmf.address & -FAULT_AROUND_BYTES, vma.vm_start)
     start = vmf.pgoff - (vmf.address - address >> PAGE_SHIFT & 511)
     end = min(start - (address >> PAGE_SHIFT & 511) + 511, vma.vm_pgoff + vma.pages - 1, start + _AROUND - 1, file.pages - 1)
-    table = vmf.pte_alloc()
+    table = vmf.prealloc_pte()
     if table is None:
         return VM_FAULT_OOM
     result = 0

@@ -73,9 +73,11 @@ def _dup_mmap(mm: Mm, oldmm: Mm) -> None:
     """Copy the areas, charging each promise again, and the entries of those that need it (5.17: kernel/fork.c, dup_mmap())."""
     new, old = mm.pages, oldmm.pages
     assert new is not None and old is not None
+    mm.total_vm, mm.data_vm, mm.exec_vm, mm.stack_vm = oldmm.total_vm, oldmm.data_vm, oldmm.exec_vm, oldmm.stack_vm
     try:
         for parent in oldmm.tree:
             if parent.vm_flags & VM_DONTCOPY:
+                mm.vm_stat_account(parent.vm_flags, -parent.pages)
                 continue
             if parent.vm_flags & VM_ACCOUNT:
                 oldmm.charge(parent.pages)
@@ -87,7 +89,6 @@ def _dup_mmap(mm: Mm, oldmm: Mm) -> None:
             vma.vm_flags &= ~LOCKED_MASK
             mm.get_file(vma)
             mm.insert_vm_struct(vma)
-            mm.vm_stat_account(vma.vm_flags, vma.pages)
             if not vma.vm_flags & VM_WIPEONFORK:
                 copy_page_range(new, old, vma, parent)
     finally:
@@ -122,7 +123,7 @@ def _copy_pte_range(new: AddressSpace, old: AddressSpace, parent: Vma, source: a
     keep = U64_MAX & ~(_PAGE_ACCESSED | (_PAGE_RW if cow else 0) | (_PAGE_DIRTY if parent.vm_flags & VM_SHARED else 0))
     frames = user.frames
     refcount, mapcount, mapping, flags = frames.refcount, frames.mapcount, user.mapping, frames.flags
-    exclusive = user.rules.cow_reuse == "exclusive"
+    exclusive = user.anon_exclusive
     rss = [0, 0, 0, 0]
     anon = 0
     for word in words:

@@ -126,7 +126,7 @@ def do_mmap(mm: Mm, file: MappedFile | None, addr: int, length: int, prot: int, 
 
 
 def _file_flags(file: MappedFile, length: int, prot: int, flags: int, pgoff: int, vm_flags: int) -> int:
-    """What the file and how it was opened allow (5.17: mm/mmap.c, do_mmap(), the part for files)."""
+    """What the file and how it was opened allow (the part for files of do_mmap())."""
     if length > _MAX_LFS_FILESIZE or pgoff > (_MAX_LFS_FILESIZE - length) >> PAGE_SHIFT:
         raise Errno("EOVERFLOW", "beyond the largest file")
     kind = flags & MAP_TYPE

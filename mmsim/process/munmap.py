@@ -51,4 +51,5 @@ def do_munmap(mm: Mm, start: int, length: int) -> None:
             mm.overcommit.uncharge(vma.pages)
         mm.vm_stat_account(vma.vm_flags, -vma.pages)
         mm.put_file(vma)
-        mm.unlink_anon_vmas(vma)
+        if mm.pages is None:                                    # else its pages went, and these with them
+            mm.unlink_anon_vmas(vma)

@@ -28,7 +28,7 @@ from mmsim.paging.mmu import Mmu
 from mmsim.paging.tables import PageTables
 from mmsim.paging.walk import PageFault
 from mmsim.process.address_space import AddressSpace
-from mmsim.process.bulk import touch_range
+from mmsim.process.bulk import first_write, touch_range
 from mmsim.process.exit import mmput
 from mmsim.process.fault import exc_page_fault, user_error_code
 from mmsim.process.fork import dup_mm
@@ -42,6 +42,8 @@ from mmsim.units import PAGE_SHIFT, PAGE_SIZE, u64
 __all__ = ["Process", "ProcessTable"]
 
 P = ParamSpec("P")
+_FINE = Touch(Outcome.OK)
+_FIRST_WRITE = Touch(Outcome.OK, faults=("new page",), error_code=6)
 _KIND = {Access.READ: "r", Access.WRITE: "w", Access.EXEC: "x"}
 #: An access that needs more faults than this is none that any kernel would survive.
 _MOST_FAULTS = 8
@@ -71,14 +73,29 @@ class Process(SystemCalls):
         #: What it counted of its RSS and the mm does not know yet (SPLIT_RSS_COUNTING), by kind; and faults since.
         self.rss_stat = [0, 0, 0, 0]
         self.rss_events = 0
-        self.cpu: int | None = None
+        self._cpu: int | None = None
         self._waits_for: Process | None = None
         assert mm.pages is not None
         self.space: AddressSpace = mm.pages
+        self._ptes = self.space.tables.ptes
+        #: Whether accesses may look at the entries themselves: no CPU with a TLB, and nobody to wait for.
+        self._direct = True
         table.processes[self.pid] = self
         self.user.tasks.append(self)
         if parent is not None:
             parent.children.append(self)
+
+    @property
+    def cpu(self) -> int | None:
+        """The CPU on whose TLB it runs, or None."""
+        return self._cpu
+
+    @cpu.setter
+    def cpu(self, number: int | None) -> None:
+        if number is not None and (self.user.tlb is None or self.space.context is None):
+            raise InputError("the machine's processes were made without TLBs (UserMemory.use_tlbs())")
+        self._cpu = number
+        self._direct = number is None and self._waits_for is None
 
     @property
     def page_tables(self) -> PageTables:
@@ -104,10 +121,25 @@ class Process(SystemCalls):
 
     def touch(self, addr: int, access: Access = Access.READ) -> Touch:
         """Access the byte at ``addr``: what came of it, and the faults on the way."""
+        if self._direct and self.alive:
+            # The common cases, without detours: an entry that allows the access, and the first write to a page.
+            table = self._ptes.get(addr >> 21)
+            if table is not None:
+                index = addr >> 12 & 511
+                word = table[index]
+                if access is Access.WRITE:
+                    if word & 3 == 3:
+                        if word & 0x60 != 0x60:
+                            table[index] = word | 0x60
+                        return _FINE
+                    if not word and first_write(self, addr, table, index):
+                        return _FIRST_WRITE
+                elif word & 1 and access is Access.READ:
+                    if not word & 0x20:
+                        table[index] = word | 0x20
+                    return _FINE
         self._must_live()
-        addr = u64(addr)
-        outcome, _ = self._translate(addr, access)
-        return outcome
+        return self._translate(u64(addr), access)[0]
 
     def _translate(self, addr: int, access: Access) -> tuple[Touch, int]:
         """Make an access; return its outcome and the physical address (-1 if there is none)."""
@@ -120,14 +152,14 @@ class Process(SystemCalls):
         while True:
             found = self._walk(addr, access) if mmu is None else self._hardware(mmu, addr, access)
             if found >= 0:
-                return Touch(Outcome.OK, "", self.mm.tree.lookup(addr), faults, code), found
+                return Touch(Outcome.OK, "", None, faults, code) if faults else _FINE, found
             code = ~found
             self.space.what = ""
             result = exc_page_fault(self, addr, code)
             if isinstance(result, Signal):
                 return self._signal(result, faults, code), -1
             if result is not None:
-                return Touch(Outcome.OOM, "", self.mm.tree.lookup(addr), faults, code), -1
+                return Touch(Outcome.OOM, "", None, faults, code), -1
             faults += (self.space.what,)
             if len(faults) > _MOST_FAULTS:
                 raise KernelBug(f"an access of {addr:#x} faults again and again: {', '.join(faults)}")
@@ -227,7 +259,7 @@ class Process(SystemCalls):
     def _vfork(self) -> int:
         child = Process(self.table, self.name, self.mm, self)
         self.space.users += 1
-        self._waits_for = child
+        self._waits_for, self._direct = child, False
         return child.pid
 
     def exit(self, code: int = 0, signal: Signal | None = None) -> None:
@@ -241,7 +273,7 @@ class Process(SystemCalls):
         self.user.current = None                                # current->mm is gone before the memory
         mmput(self.mm)
         if self.parent is not None and self.parent._waits_for is self:
-            self.parent._waits_for = None
+            self.parent._waits_for, self.parent._direct = None, self.parent.cpu is None
         for child in self.children:
             child.parent = None
             if not child.alive:

@@ -19,6 +19,7 @@ from mmsim.constants import (
 from mmsim.counters import Counters
 from mmsim.errors import InvariantError, KernelBug
 from mmsim.paging.contents import FrameContents
+from mmsim.paging.mmu import Mmu
 from mmsim.paging.tables import PageTables, TableMemory
 from mmsim.paging.tlbflush import TlbFlush
 from mmsim.physical.frames import PG, Frames
@@ -87,6 +88,8 @@ class UserMemory:
         self.trace = machine.trace
         self.rules = machine.rules
         self.overcommit = machine.overcommit
+        #: Whether pages know that they are one owner's alone (since 5.19).
+        self.anon_exclusive = machine.rules.cow_reuse == "exclusive"
         #: page->mapping: who owns a page, by frame.
         self.mapping: dict[int, AnonVma | MappedFile] = {}
         #: page->index: which page of its owner it is.
@@ -110,18 +113,24 @@ class UserMemory:
         #: Promised pages of others than the processes here.
         self.committed_elsewhere = machine.overcommit.committed
 
+    def use_tlbs(self) -> TlbFlush:
+        """Give each CPU an MMU with a TLB; processes made from then on can run on one (``process.cpu``)."""
+        if self.tlb is None:
+            self.tlb = TlbFlush([Mmu(self.contents) for _ in range(self.memory.nr_cpus)], self.kernel, self.trace)
+        return self.tlb
+
     # -- pages -----------------------------------------------------------------------------------------------
 
     def alloc_zeroed_page(self) -> int | None:
         """A frame of zeros for a user, or None (5.17: alloc_zeroed_user_highpage_movable())."""
-        pfn = self.allocator.alloc_pages(GFP_ZEROED)
+        pfn = self.allocator.alloc_page(GFP_ZEROED)
         if pfn is not None:
             self.contents.drop(pfn)
         return pfn
 
     def alloc_page(self) -> int | None:
         """A frame for a user who fills it, or None (5.17: mm/mempolicy.c, alloc_pages_vma())."""
-        return self.allocator.alloc_pages(GFP_HIGHUSER_MOVABLE)
+        return self.allocator.alloc_page(GFP_HIGHUSER_MOVABLE)
 
     def put_page(self, pfn: int) -> None:
         """Drop a reference; free the page if it was the last (5.17: include/linux/mm.h, put_page())."""
@@ -178,7 +187,7 @@ class UserMemory:
         if anon_vma is None:
             raise KernelBug(f"BUG_ON(!anon_vma): {vma}")
         frames = self.frames
-        frames.flags[pfn] |= _SWAPBACKED | ANON_EXCLUSIVE if self.rules.cow_reuse == "exclusive" else _SWAPBACKED
+        frames.flags[pfn] |= _SWAPBACKED | ANON_EXCLUSIVE if self.anon_exclusive else _SWAPBACKED
         frames.mapcount[pfn] = 1
         self.nr_anon_mapped += 1
         self.mapping[pfn] = anon_vma
@@ -223,6 +232,10 @@ class UserMemory:
 
     def mlock_page(self, pfn: int) -> None:
         """A locked area maps the page (5.17: mm/mlock.c, mlock_vma_page())."""
+        self.set_mlocked(pfn)
+
+    def set_mlocked(self, pfn: int) -> None:
+        """Set PG_mlocked, and count the page if that is new (5.17: TestSetPageMlocked())."""
         if not self.frames.flags[pfn] & _MLOCKED:
             self.frames.flags[pfn] |= _MLOCKED | (_UNEVICTABLE if self.frames.flags[pfn] & _LRU else 0)
             self.nr_mlock += 1

@@ -120,6 +120,8 @@ def unmap_vmas(space: AddressSpace, areas: Sequence[Vma], previous: Vma | None, 
     gather: list[int] = []
     for vma in areas:
         zap_pte_range(space, vma, vma.vm_start, vma.vm_end, gather)
+    for vma in areas:
+        space.mm.unlink_anon_vmas(vma)
     tables = space.tables
     before = tables.pgtables_bytes
     tables.free_pgtables(start, end, previous.vm_end if previous is not None else 0,

@@ -403,7 +403,7 @@ def _charge(calls: Process, record: Record) -> tuple[tuple[object, ...], tuple[o
     step(calls.fork)
     calls.children[0].exit()
     calls.munmap(at, size)
-    names = ("mmap_kB", "mprotect_half_rw_kB", "mprotect_half_r_kB", "fork_kB", "munmap_total_kB")
+    names: tuple[str, ...] = ("mmap_kB", "mprotect_half_rw_kB", "mprotect_half_r_kB", "fork_kB", "munmap_total_kB")
     return tuple(record[name] for name in names), (*deltas, (account.committed - first) * 4)
 
 
@@ -429,7 +429,7 @@ def _charge_object(process: Process, record: Record) -> tuple[tuple[object, ...]
         process.munmap(shared, size)
         process.munmap(private, size)
         shmem_evict_inode(mm, file)
-        names = ("ftruncate_kB", "map_shared_kB", "touch16_kB", "map_private_rw_kB", "after_close_kB")
+        names: tuple[str, ...] = ("ftruncate_kB", "map_shared_kB", "touch16_kB", "map_private_rw_kB", "after_close_kB")
     else:
         file = newseg(mm, 1024)
         mark()
