@@ -23,8 +23,8 @@ from mmsim.units import MIB, PAGE_SIZE, is_power_of_two
 
 __all__ = [
     "KMALLOC_CGROUP", "KMALLOC_DMA", "KMALLOC_MAX_CACHE_SIZE", "KMALLOC_MAX_SIZE", "KMALLOC_NORMAL", "KMALLOC_PREFIXES",
-    "KMALLOC_RECLAIM", "KMALLOC_SIZES", "KMALLOC_TYPE_FLAGS", "ZERO_SIZE_PTR", "boot_cache_alignment", "kmalloc_cache_name",
-    "kmalloc_index", "kmalloc_layout", "kmalloc_size_roundup", "kmalloc_type", "parse_kmalloc_name",
+    "KMALLOC_INDEX", "KMALLOC_RECLAIM", "KMALLOC_SIZES", "KMALLOC_TYPE_FLAGS", "ZERO_SIZE_PTR", "boot_cache_alignment",
+    "kmalloc_cache_name", "kmalloc_index", "kmalloc_layout", "kmalloc_size_roundup", "kmalloc_type", "parse_kmalloc_name",
 ]
 
 #: The object size of each class by its index; index 0 is none, 1 and 2 are the two in between.
@@ -59,6 +59,11 @@ def kmalloc_index(size: int) -> int:
     if 128 < size <= 192:
         return 2
     return max(KMALLOC_SHIFT_LOW, (size - 1).bit_length())
+
+
+_ASCENDING = sorted(KMALLOC_SIZES)
+#: :func:`kmalloc_index` of every size, as the kernel's size_index[] has it of the small ones.
+KMALLOC_INDEX = b"\0" + b"".join(bytes((kmalloc_index(size),)) * (size - below) for below, size in zip(_ASCENDING, _ASCENDING[1:]))
 
 
 def kmalloc_size_roundup(size: int) -> int:

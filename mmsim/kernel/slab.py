@@ -201,8 +201,8 @@ class KmemCache:
 
     def get_freepointer(self, obj: int) -> int:
         """The free object behind a free object, 0 at the end (5.17: get_freepointer())."""
-        place = obj + self.offset
-        return self.freelist_ptr(self.slub.load_word(place), place)
+        place, slub = obj + self.offset, self.slub
+        return self.freelist_ptr(slub.load_word(place), place) if slub.hardened else slub.load_word(place)
 
     def set_freepointer(self, obj: int, pointer: int) -> None:
         """Chain a free object to the next.
@@ -210,10 +210,13 @@ class KmemCache:
         Raise KernelBug if that is the object itself and the kernel is hardened: the object was freed twice in a row.
         5.17: set_freepointer().
         """
-        if self.slub.hardened and obj == pointer:
+        place = obj + self.offset
+        if not self.slub.hardened:
+            self.slub.store_word(place, pointer)
+            return
+        if obj == pointer:
             raise KernelBug(f"kernel BUG at mm/slub.c: set_freepointer(): BUG_ON(object == fp): {self.name}: object "
                             f"{obj:#x} is the head of its free list already (double free)")
-        place = obj + self.offset
         self.slub.store_word(place, self.freelist_ptr(pointer, place))
 
     # -- objects in a slab ---------------------------------------------------------------------------------------

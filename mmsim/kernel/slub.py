@@ -19,7 +19,7 @@ from typing import Protocol
 
 from mmsim import constants as c
 from mmsim.errors import InputError, KernelBug, KernelError
-from mmsim.kernel.kmalloc_caches import KMALLOC_MAX_CACHE_SIZE, ZERO_SIZE_PTR, kmalloc_index, kmalloc_type
+from mmsim.kernel.kmalloc_caches import KMALLOC_INDEX, KMALLOC_MAX_CACHE_SIZE, ZERO_SIZE_PTR, kmalloc_type
 from mmsim.kernel.layout import Layout
 from mmsim.kernel.slab import KmemCache, Slab
 from mmsim.kernel.slab_layout import (
@@ -87,6 +87,7 @@ class Slub:
         #: Empty slabs whose pages wait for a grace period.
         self.rcu_pending: list[Slab] = []
         self._warned: set[str] = set()
+        self._page_offset = self.layout.page_offset
         self._limit = memory.frames.max_pfn << PAGE_SHIFT
         self.caches = Caches(self, freelist_random=freelist_random, nomerge=nomerge, slub_debug=slub_debug)
 
@@ -173,7 +174,7 @@ class Slub:
             return self._kmalloc_large(size, gfp_flags, nid, caller)
         if not size:
             return ZERO_SIZE_PTR
-        s = self.caches.kmalloc[kmalloc_type(gfp_flags), kmalloc_index(size)]
+        s = self.caches.kmalloc[kmalloc_type(gfp_flags), KMALLOC_INDEX[size]]
         obj = slab_alloc(s, gfp_flags, nid, caller)
         if self.memory.trace.enabled:
             self._emit("kmem:kmalloc", caller, obj, size, s.size, gfp_flags, nid)
@@ -285,6 +286,10 @@ class Slub:
         """The slab that an address lies in, or None. Raise KernelBug for an address that is no memory (5.17:
         virt_to_slab()).
         """
+        # The first frame of a slab is memory, and nobody's tail.
+        slab = self.slabs.get(addr - self._page_offset >> PAGE_SHIFT)
+        if slab is not None:
+            return slab
         return self.slabs.get(self.memory.frames.compound_head(self._pfn_of(addr)))
 
     def cache_of(self, addr: int) -> KmemCache:
@@ -302,13 +307,21 @@ class Slub:
 
     def load_word(self, addr: int) -> int:
         """The word of 8 bytes at a direct-map address. Raise KernelBug (a fault) where no memory is."""
+        phys = addr - self._page_offset
+        words = self.contents.frames.get(phys >> PAGE_SHIFT)
+        if words is not None and not phys & 7:
+            return words[phys >> 3 & 511]           # a frame that somebody wrote to: no question whether it is there
         if addr & 7:
             return int.from_bytes(self.read(addr, 8), "little")
         return self.contents.read_word(self._phys(addr, "read"))
 
     def store_word(self, addr: int, value: int) -> None:
         """Write a word of 8 bytes at a direct-map address."""
-        if addr & 7:
+        phys = addr - self._page_offset
+        words = self.contents.frames.get(phys >> PAGE_SHIFT)
+        if words is not None and not phys & 7:
+            words[phys >> 3 & 511] = value
+        elif addr & 7:
             self.write(addr, value.to_bytes(8, "little"))
         else:
             self.contents.write_word(self._phys(addr, "write"), value)

@@ -19,7 +19,7 @@ from mmsim.errors import KernelBug
 from mmsim.kernel.slab import KmemCache, Slab
 from mmsim.kernel.slab_layout import get_order
 from mmsim.kernel.slub_debug import alloc_debug_processing
-from mmsim.kernel.slub_lists import acquire_slab, deactivate_slab, flush_slab, next_tid, put_cpu_partial
+from mmsim.kernel.slub_lists import TID_STEP, acquire_slab, deactivate_slab, flush_slab, next_tid, put_cpu_partial
 from mmsim.kernel.slub_pages import new_slab
 from mmsim.physical.gfp import gfp_names
 
@@ -71,7 +71,7 @@ def slab_alloc(s: KmemCache, gfp_flags: int, nid: int | None, caller: str) -> in
     else:
         # fastpath_read() and fastpath_commit() in one: nobody comes in between here.
         cpu.freelist = s.get_freepointer(obj)
-        cpu.tid = next_tid(cpu.tid)
+        cpu.tid += TID_STEP
         cpu.stat["alloc_fastpath"] += 1
     if obj and (gfp_flags & c._GFP_ZERO or s.slub.init_on_alloc and s.ctor is None):
         s.slub.memset(obj, 0, s.object_size)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from mmsim.kernel.slab import KmemCache, Slab
 from mmsim.kernel.slub_debug import free_debug_processing
-from mmsim.kernel.slub_lists import next_tid, put_cpu_partial, remove_full
+from mmsim.kernel.slub_lists import TID_STEP, put_cpu_partial, remove_full
 from mmsim.kernel.slub_pages import discard_slab
 
 __all__ = ["slab_free"]
@@ -32,7 +32,7 @@ def slab_free(s: KmemCache, slab: Slab, obj: int, caller: str) -> None:
         return
     s.set_freepointer(obj, cpu.freelist)
     cpu.freelist = obj
-    cpu.tid = next_tid(cpu.tid)
+    cpu.tid += TID_STEP
     cpu.stat["free_fastpath"] += 1
 
 
