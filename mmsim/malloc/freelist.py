@@ -152,12 +152,14 @@ class FreeList(Allocator):
         self._mark(block, needed, _USED)
         self._mark(block + needed, rest, 0)
         self._link(block + needed)
+        if self.program.trace.enabled:
+            self.program.trace.emit("mmsim:split", chunk=block, size=needed, rest=rest)
         if self.policy == "next":
             self.rover = block + needed
 
     def _join(self, block: int) -> int:
         """Join a block that has become free with its free neighbours and list it; the block that results."""
-        size = self._size(block)
+        alone = size = self._size(block)
         below, above = self.load(block - _WORD), block + size
         if not self._used(above):
             self._unlink(above)
@@ -168,6 +170,8 @@ class FreeList(Allocator):
             size += below & ~0xF
         self._mark(block, size, 0)
         self._link(block)
+        if size != alone and self.program.trace.enabled:
+            self.program.trace.emit("mmsim:coalesce", chunk=block, size=size)
         return block
 
     def _block_of(self, memory: int) -> int:

@@ -27,7 +27,7 @@ from mmsim.process.vma import Vma
 from mmsim.trace import Trace
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, align_up, u64
 
-__all__ = ["Abort", "Calls", "DEFAULT_HEAP", "OomKill", "PlainProgram", "Program", "ProgramSignal", "Segfault", "map_anonymous"]
+__all__ = ["Abort", "Calls", "DEFAULT_HEAP", "Hang", "OomKill", "PlainProgram", "Program", "ProgramSignal", "Segfault", "map_anonymous"]
 
 _WORD = Struct("<Q")
 _OFFSET = PAGE_SIZE - 1
@@ -68,6 +68,10 @@ class OomKill(ProgramSignal):
     """SIGKILL: an access needed a frame and none was to be had; of all processes the OOM killer chose this one."""
 
     number = 9
+
+
+class Hang(ProgramSignal):
+    """No signal: the program follows a ring of corrupt links for ever."""
 
 
 class Program(Protocol):

@@ -34,6 +34,8 @@ _LIBRARIES = 0x7FFFF7DDD000
 #: The recorded program's heap without ASLR.
 _HEAP = 0x55555556B000
 _IMAGE = 0x17000
+#: How far above the libraries' lower end the recorded libc (Debian 12's, 2.36-9) has its main_arena.
+_MAIN_ARENA = 0x1D6C60
 #: What the program says by "mallopt" in a record's first operation: its number for a parameter.
 _MALLOPT = {1: M_MMAP_THRESHOLD, 2: M_TRIM_THRESHOLD, 3: M_TOP_PAD, 4: M_MXFAST}
 #: The recorded program notes each operation in 80 bytes of a mapped file: at these offsets before it reads its own count of
@@ -95,7 +97,7 @@ def _start(machine: Machine, heap: int, libraries: int, tunables: dict[str, int]
         mm.link(area)
         mm.vm_stat_account(area.vm_flags, area.pages)
     program = _Traced(machine.spawn("mal", mm), heap)
-    return program, Ptmalloc(program, main_arena=layout.mmap_base - 16 * PAGE_SIZE, tunables=tunables)
+    return program, Ptmalloc(program, main_arena=libraries + _MAIN_ARENA, tunables=tunables)
 
 
 def _tunables(config: str) -> dict[str, int]:

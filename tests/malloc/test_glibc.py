@@ -303,6 +303,18 @@ def test_an_aligned_chunk_with_a_mapping_of_its_own_is_unmapped_whole(libc: Ptma
     assert program.mm.total_vm == pages - program.made[-1][1] // PAGE_SIZE
 
 
+def test_splits_and_joins_can_be_watched() -> None:
+    libc = plain(tcache_count=0)
+    with libc.trace.recording("mmsim:*") as events:
+        a, b, _pin = (libc.malloc(2000) for _ in range(3))
+        libc.free(a)
+        libc.free(b)
+    names = [event.name for event in events]
+    assert names.count("mmsim:malloc") == 3 and names.count("mmsim:free") == 2
+    assert [event["size"] for event in events if event.name == "mmsim:coalesce"] == [4032]
+    assert sum(event.name == "mmsim:split" for event in events) == 3
+
+
 # -- failure -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("size", [2**63, 2**64 - 1, -1])

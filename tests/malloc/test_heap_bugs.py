@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from mmsim.malloc.glibc.ptmalloc import Ptmalloc
-from mmsim.malloc.program import Abort, PlainProgram, ProgramSignal, Segfault
+from mmsim.malloc.program import Abort, Hang, PlainProgram, ProgramSignal, Segfault
 from mmsim.units import U64_MAX
 
 Bug = Callable[[Ptmalloc], None]
@@ -220,6 +220,17 @@ def test_a_corrupt_heap_aborts_with_the_librarys_words(message: str, bug: Bug) -
     with pytest.raises(Abort) as end:
         bug(Ptmalloc(PlainProgram()))
     assert end.value.message == message and end.value.number == 6
+
+
+def test_a_ring_of_sizes_that_leads_nowhere_is_followed_for_ever() -> None:
+    libc = Ptmalloc(PlainProgram())
+    held = [libc.malloc(size) for size in (5000, 24, 4700, 24)]
+    libc.free(held[0])
+    libc.free(held[2])
+    libc.malloc(9000)
+    libc.store(held[2] + 24, held[2] - 16)              # bk_nextsize of the smallest leads to itself
+    with pytest.raises(Hang):
+        libc.malloc(4900)
 
 
 def test_a_use_after_free_is_not_noticed_and_harms_whoever_has_the_memory_now() -> None:

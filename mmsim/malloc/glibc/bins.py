@@ -15,9 +15,13 @@ from mmsim.malloc.glibc.layout import (
 )
 from mmsim.malloc.glibc.library import Library
 from mmsim.malloc.glibc.state import Arena
+from mmsim.malloc.program import Hang
 from mmsim.units import U64_MAX, u64
 
-__all__ = ["insert_sorted", "insert_unsorted", "malloc_consolidate", "unlink_chunk"]
+__all__ = ["ENDLESS", "insert_sorted", "insert_unsorted", "malloc_consolidate", "unlink_chunk"]
+
+#: More steps than any sound list of chunks has: the real library would never return.
+ENDLESS = 1 << 17
 
 
 def unlink_chunk(lib: Library, chunk: int) -> None:
@@ -104,9 +108,13 @@ def _place_in_largebin(lib: Library, head: int, victim: int, size: int) -> tuple
         return last, head
     forward = first
     assertion(lib.in_main_arena(forward), "_int_malloc", "chunk_main_arena (fwd)")
+    steps = 0
     while size < lib.chunksize_nomask(forward):
         forward = lib.fd_nextsize(forward)
         assertion(lib.in_main_arena(forward), "_int_malloc", "chunk_main_arena (fwd)")
+        steps += 1
+        if steps > ENDLESS:
+            raise Hang("_int_malloc() goes round a ring of sizes")
     if size == lib.chunksize_nomask(forward):   # second of its size, so that the ring can stay
         forward = lib.fd(forward)
     else:

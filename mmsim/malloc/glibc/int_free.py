@@ -79,6 +79,7 @@ def _free_and_join(lib: Library, av: Arena, chunk: int, size: int) -> int:
     if lib.chunksize_nomask(above) <= CHUNK_HDR_SZ or above_size >= av.system_mem:
         malloc_printerr("free(): invalid next size (normal)")
     lib.free_perturb(chunk, size)
+    alone = size
     if not lib.prev_inuse(chunk):
         below_size = lib.prev_size(chunk)
         size = u64(size + below_size)
@@ -90,15 +91,17 @@ def _free_and_join(lib: Library, av: Arena, chunk: int, size: int) -> int:
         size += above_size
         lib.set_head(chunk, size | PREV_INUSE)
         av.top = chunk
-        return size
-    if lib.inuse_bit_at_offset(above, above_size):
-        lib.clear_inuse_bit_at_offset(above, 0)
     else:
-        unlink_chunk(lib, above)
-        size += above_size
-    insert_unsorted(lib, av, chunk, size, "free(): corrupted unsorted chunks")
-    lib.set_head(chunk, size | PREV_INUSE)
-    lib.set_foot(chunk, size)
+        if lib.inuse_bit_at_offset(above, above_size):
+            lib.clear_inuse_bit_at_offset(above, 0)
+        else:
+            unlink_chunk(lib, above)
+            size += above_size
+        insert_unsorted(lib, av, chunk, size, "free(): corrupted unsorted chunks")
+        lib.set_head(chunk, size | PREV_INUSE)
+        lib.set_foot(chunk, size)
+    if size != alone and lib.trace.enabled:
+        lib.trace.emit("mmsim:coalesce", chunk=chunk, size=size)
     return size
 
 

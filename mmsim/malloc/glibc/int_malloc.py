@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmsim.malloc.glibc.bins import insert_sorted, insert_unsorted, malloc_consolidate, unlink_chunk
+from mmsim.malloc.glibc.bins import ENDLESS, insert_sorted, insert_unsorted, malloc_consolidate, unlink_chunk
 from mmsim.malloc.glibc.chunks import assertion, chunk2mem, malloc_printerr
 from mmsim.malloc.glibc.layout import (
     CHUNK_HDR_SZ,
@@ -23,6 +23,7 @@ from mmsim.malloc.glibc.library import Library
 from mmsim.malloc.glibc.state import Arena
 from mmsim.malloc.glibc.sysmalloc import sysmalloc
 from mmsim.malloc.glibc.tcache import tcache_count, tcache_get, tcache_put
+from mmsim.malloc.program import Hang
 from mmsim.units import U64_MAX
 
 __all__ = ["int_malloc"]
@@ -200,6 +201,8 @@ def _set_sizes(lib: Library, av: Arena, victim: int, nb: int, left: int) -> None
     lib.set_head(victim, nb | PREV_INUSE | lib.arena_flag(av))
     lib.set_head(victim + nb, left | PREV_INUSE)
     lib.set_foot(victim + nb, left)
+    if lib.trace.enabled:
+        lib.trace.emit("mmsim:split", chunk=victim, size=nb, rest=left)
 
 
 # -- the sorted bins -----------------------------------------------------------------------------------------
@@ -212,8 +215,12 @@ def _from_bins(lib: Library, av: Arena, nb: int) -> int:
         victim = lib.fd(head)
         if victim != head and lib.chunksize_nomask(victim) >= nb:
             victim = lib.bk_nextsize(victim)                # from the smallest size upwards
+            steps = 0
             while lib.chunksize(victim) < nb:
                 victim = lib.bk_nextsize(victim)
+                steps += 1
+                if steps > ENDLESS:
+                    raise Hang("_int_malloc() goes round a ring of sizes")
             # The first of a size is on the ring: take its second, if there is one.
             if victim != lib.bk(head) and lib.chunksize_nomask(victim) == lib.chunksize_nomask(lib.fd(victim)):
                 victim = lib.fd(victim)
@@ -265,4 +272,6 @@ def _from_top(lib: Library, av: Arena, nb: int) -> int:
     av.top = victim + nb
     lib.set_head(victim, nb | PREV_INUSE | lib.arena_flag(av))
     lib.set_head(victim + nb, size - nb | PREV_INUSE)
+    if lib.trace.enabled:
+        lib.trace.emit("mmsim:split", chunk=victim, size=nb, rest=size - nb)
     return chunk2mem(victim)

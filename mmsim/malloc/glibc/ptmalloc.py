@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from mmsim.errors import InputError
 from mmsim.malloc.allocator import Allocator, Block
@@ -24,12 +23,12 @@ from mmsim.malloc.glibc.bins import malloc_consolidate
 from mmsim.malloc.glibc.check import check_arena, walk_arena
 from mmsim.malloc.glibc.chunks import assertion, chunk2mem, malloc_printerr, mem2chunk
 from mmsim.malloc.glibc.heaps import heap_for
+from mmsim.malloc.glibc.info import MallInfo2, int_mallinfo
 from mmsim.malloc.glibc.int_free import int_free
 from mmsim.malloc.glibc.int_malloc import int_malloc
 from mmsim.malloc.glibc.layout import (
     MALLOC_ALIGNMENT,
     MINSIZE,
-    NFASTBINS,
     PTRDIFF_MAX,
     SIZE_SZ,
     TCACHE_MAX_BINS,
@@ -47,24 +46,9 @@ from mmsim.malloc.glibc.trim import mtrim
 from mmsim.malloc.program import Program, map_anonymous
 from mmsim.units import PAGE_SIZE, U64_MAX, align_up, u64
 
-__all__ = ["MallInfo2", "Ptmalloc"]
+__all__ = ["Ptmalloc"]
 
 _OF_THIS_ARENA = "!victim || chunk_is_mmapped (mem2chunk (victim)) || &main_arena == arena_for_chunk (mem2chunk (victim))"
-
-
-class MallInfo2(NamedTuple):
-    """struct mallinfo2, bytes and counts. 2.36: malloc/malloc.h."""
-
-    arena: int          # bytes from the system, mappings of single chunks apart
-    ordblks: int        # free chunks, top among them
-    smblks: int         # chunks in fastbins
-    hblks: int          # chunks with a mapping of their own
-    hblkhd: int         # bytes in those
-    usmblks: int        # always 0
-    fsmblks: int        # bytes in fastbins
-    uordblks: int       # bytes in use (thread caches count as in use)
-    fordblks: int       # bytes free
-    keepcost: int       # bytes in the main arena's top
 
 
 class Ptmalloc(Library, Allocator):
@@ -198,7 +182,9 @@ class Ptmalloc(Library, Allocator):
             dirty = self.chunksize(chunk)
             if not self.mp.perturb_byte and chunk == old_top and dirty > used_top:
                 dirty = used_top
-            self.program.fill(memory, dirty - SIZE_SZ)
+            dirty = u64(dirty - SIZE_SZ)                # a corrupted size may be smaller: then to the end of all memory
+            assertion(dirty >> 3 >= 3, "__libc_calloc", "nclears >= 3")
+            self.program.fill(memory, dirty)
         if self.trace.enabled:
             self.trace.emit("mmsim:malloc", size=total, memory=memory)
         return memory
@@ -318,19 +304,9 @@ class Ptmalloc(Library, Allocator):
         return self.mp.mallopt(parameter, value)
 
     def mallinfo2(self) -> MallInfo2:
-        """Sums over all arenas. 2.36: malloc/malloc.c, __libc_mallinfo2() and int_mallinfo()."""
+        """Sums over all arenas. 2.36: malloc/malloc.c, __libc_mallinfo2()."""
         self._begin(tcache=False)
-        system = free = blocks = fast_blocks = fast = 0
-        for arena in self.arenas():
-            fast_sizes = [self.chunksize(chunk) for index in range(NFASTBINS) for chunk in arena.chunks_in_fastbin(index)]
-            sizes = [self.chunksize(chunk) for chunk in arena.free_chunks()]
-            system += arena.system_mem
-            free += sum(sizes) + self.chunksize(arena.top)
-            blocks += len(sizes) - len(fast_sizes) + 1
-            fast_blocks += len(fast_sizes)
-            fast += sum(fast_sizes)
-        return MallInfo2(system, blocks, fast_blocks, self.mp.n_mmaps, self.mp.mmapped_mem, 0, fast, system - free, free,
-                         self.chunksize(self.main_arena.top))
+        return int_mallinfo(self)
 
     def walk(self) -> Iterator[Block]:
         """All chunks of all arenas; chunks with their own mapping are not among them."""
