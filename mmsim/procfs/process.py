@@ -35,8 +35,8 @@ from mmsim.procfs.smaps import MemSizeStats, SmapsArea, format_rollup
 from mmsim.procfs.status import Statm, StatusMemory
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE, align_down, align_up
 
-__all__ = ["PROCESS_FILES", "kpagecount", "pagemap", "process_file", "smap_gather_stats", "smaps", "smaps_area", "smaps_rollup",
-           "statm", "status"]
+__all__ = ["PROCESS_FILES", "kpagecount", "kpageflags", "pagemap", "process_file", "smap_gather_stats", "smaps", "smaps_area",
+           "smaps_rollup", "statm", "status", "status_memory"]
 
 
 class HasMm(Protocol):
@@ -175,6 +175,37 @@ def kpagecount(user: UserMemory, pfn: int) -> int:
     """A word of /proc/kpagecount: how many entries map a frame (5.17: fs/proc/page.c, kpagecount_read())."""
     frames = user.frames
     return frames.mapcount[pfn] if 0 <= pfn < frames.max_pfn and not frames.flags[pfn] & PG["slab"] else 0
+
+
+#: Bits of /proc/kpageflags: the page flag that each shows (5.17: include/uapi/linux/kernel-page-flags.h).
+_KPF = {0: "locked", 1: "error", 2: "referenced", 3: "uptodate", 4: "dirty", 5: "lru", 6: "active", 7: "slab", 8: "writeback",
+        9: "reclaim", 14: "swapbacked", 18: "unevictable", 25: "idle", 32: "reserved", 33: "mlocked", 34: "mappedtodisk",
+        35: "private", 36: "private_2", 37: "owner_priv_1", 38: "arch_1", 39: "uncached"}
+_KPF_BUDDY, _KPF_MMAP, _KPF_ANON, _KPF_NOPAGE, _KPF_ZERO_PAGE, _KPF_PGTABLE = (1 << bit for bit in (10, 11, 12, 20, 24, 26))
+
+
+def kpageflags(user: UserMemory, pfn: int) -> int:
+    """A word of /proc/kpageflags: the flags of a frame, and what else the kernel knows of it.
+
+    5.17: fs/proc/page.c, stable_page_flags(). Left out: compound and huge pages, pages of KSM; from 5.19 on the bit of exclusive
+    anonymous pages is no mappedtodisk.
+    """
+    frames = user.frames
+    if not frames.pfn_valid(pfn):
+        return _KPF_NOPAGE
+    flags = frames.flags[pfn]
+    word = sum(1 << bit for bit, name in _KPF.items() if flags & PG[name])
+    if user.page_anon(pfn):
+        word |= _KPF_ANON
+        if user.rules.cow_reuse == "exclusive":
+            word &= ~(1 << 34)
+    if frames.mapcount[pfn] and not flags & PG["slab"]:
+        word |= _KPF_MMAP
+    if pfn == user.zero_pfn:
+        word |= _KPF_ZERO_PAGE
+    if frames.buddy_order(pfn) >= 0:
+        word |= _KPF_BUDDY
+    return word | (_KPF_PGTABLE if pfn in user.tables.level_of else 0)
 
 
 # -- all together --------------------------------------------------------------------------------------------------

@@ -4,37 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmsim.constants import SOFTDIRTY_BIT, VM_LOCKED
-from mmsim.paging.pte import pte_dirty, pte_pfn, pte_present, pte_special, pte_young
-from mmsim.physical.frames import PG
+from mmsim.constants import SOFTDIRTY_BIT
 from mmsim.process.task import Process
-from mmsim.process.vma import Vma, prot_text, vm_flag_names
-from mmsim.procfs.smaps import MemSizeStats
+from mmsim.process.vma import prot_text, vm_flag_names
+from mmsim.procfs.process import smap_gather_stats
 from mmsim.units import PAGE_SHIFT, PAGE_SIZE
 
-__all__ = ["area_stats", "maps_of", "smaps_sums"]
+__all__ = ["maps_of", "smaps_sums"]
 
 _SUMS = (("Rss", "resident"), ("Pss", "pss"), ("Shared_Clean", "shared_clean"), ("Shared_Dirty", "shared_dirty"),
          ("Private_Clean", "private_clean"), ("Private_Dirty", "private_dirty"), ("Referenced", "referenced"),
          ("Anonymous", "anonymous"), ("LazyFree", "lazyfree"), ("Swap", "swap"), ("SwapPss", "swap_pss"), ("Locked", "pss_locked"))
-
-
-def area_stats(process: Process, vma: Vma) -> MemSizeStats:
-    """The pages of one area added up (5.17: fs/proc/task_mmu.c, smap_gather_stats())."""
-    stats, user = MemSizeStats(), process.user
-    frames = user.frames
-    locked = bool(vma.vm_flags & VM_LOCKED)
-    for address in range(vma.vm_start, vma.vm_end, PAGE_SIZE):
-        word = process.space.pte(address)
-        if not pte_present(word) or pte_special(word):
-            continue
-        pfn = pte_pfn(word)
-        flags, anon = frames.flags[pfn], user.page_anon(pfn)
-        dirty = pte_dirty(word) or bool(flags & PG["dirty"])
-        backed = bool(flags & PG["swapbacked"])
-        stats.account(mapcount=frames.mapcount[pfn], anon=anon, swap_backed=backed, dirty=dirty, locked=locked,
-                      young=pte_young(word) or bool(flags & PG["referenced"]), lazyfree=anon and not backed and not dirty)
-    return stats
 
 
 def smaps_sums(process: Process, start: int, pages: int, *, size: bool = True) -> dict[str, Any]:
@@ -43,7 +23,7 @@ def smaps_sums(process: Process, start: int, pages: int, *, size: bool = True) -
     sums: dict[str, Any] = {"vmas": len(areas)}
     if size and areas:
         sums["Size"] = sum(vma.pages for vma in areas) << PAGE_SHIFT - 10
-    gathered = [area_stats(process, vma) for vma in areas]
+    gathered = [smap_gather_stats(process.mm, vma) for vma in areas]
     for label, name in _SUMS:
         total = sum(stats.kib(name) for stats in gathered)
         if total:
