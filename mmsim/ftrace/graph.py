@@ -14,7 +14,7 @@ records. What it hears is what ran: a graph cannot name a function that was not 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import FrameType
@@ -46,22 +46,28 @@ class FunctionGraph:
     """The calls of one ``with`` block. One at a time: it takes the profiler hook and gives it back.
 
     ``graph_function`` are shell patterns: only calls inside a matching one are kept (``set_graph_function``).
-    ``max_depth`` cuts deeper calls off, 0 keeps all (``max_graph_depth``). ``hide`` names functions that are left out with
-    their place taken by what they call, as the compiler's inlining does. ``events`` are patterns of tracepoints that are
+    ``max_depth`` cuts deeper calls off, 0 keeps all (``max_graph_depth``). ``events`` are patterns of tracepoints that are
     recorded among the calls. ``limit`` bounds the calls; what comes later is counted in ``overrun``.
+
+    ``hide`` names functions whose place is taken by what they call, as the compiler's inlining does; ``hide_at_home`` those
+    that are hidden only inside a function of their own file; ``leave_out`` those that go with all that they call.
 
     5.17: kernel/trace/trace_functions_graph.c, kernel/trace/ftrace.c.
     """
 
     def __init__(self, trace: Trace, *, events: tuple[str, ...] = (), graph_function: tuple[str, ...] = (), max_depth: int = 0,
-                 hide: frozenset[str] = frozenset(), limit: int = 100_000):
+                 hide: Set[str] = frozenset(), hide_at_home: Set[str] = frozenset(), leave_out: Set[str] = frozenset(),
+                 limit: int = 100_000):
         if max_depth < 0 or limit < 1:
             raise ValueError(f"a graph of depth {max_depth} and {limit} calls records nothing")
         self.trace = trace
         self.cpu = trace.cpu
         self.roots: list[Call | Event] = []
         self.overrun = 0
-        self._events, self._functions, self._max_depth, self._hide = events, graph_function, max_depth, hide
+        self._events, self._functions, self._max_depth = events, graph_function, max_depth
+        self._hide, self._hide_at_home, self._leave_out = hide, hide_at_home, leave_out
+        #: The function that is left out now, with all that it calls.
+        self._muted: FrameType | None = None
         self._left = limit
         #: Frames of functions that are in the graph, innermost last.
         self._open: list[tuple[FrameType, Call]] = []
@@ -70,8 +76,8 @@ class FunctionGraph:
 
     def __enter__(self) -> FunctionGraph:
         self.cpu = self.trace.cpu
-        if self._events:
-            self._stop = self.trace.subscribe(self._event, *self._events)
+        # Even for no events: while somebody listens, the mechanisms take no short cuts past what there is to see.
+        self._stop = self.trace.subscribe(self._event, *(self._events or ("none",)))
         self._before = sys.getprofile()
         sys.setprofile(self._hook)
         return self
@@ -83,8 +89,14 @@ class FunctionGraph:
             self._stop()
 
     def _hook(self, frame: FrameType, what: str, _: object) -> None:
-        if what == "call":
+        if self._muted is not None:
+            if what == "return" and frame is self._muted:
+                self._muted = None
+        elif what == "call":
             function = kernel_function(frame.f_code)
+            if function is not None and function.name in self._leave_out:
+                self._muted = frame
+                return
             if function is not None and function.name not in self._hide and self._wanted(function):
                 self._begin(frame, function)
         elif what == "return" and self._open and self._open[-1][0] is frame:
@@ -95,6 +107,8 @@ class FunctionGraph:
             outer = self._open[-1][1]
             # A method that hands over to the function of the same name is one call of the kernel's.
             if outer.function == function and not outer.inner:
+                return False
+            if function.name in self._hide_at_home and outer.function.file == function.file:
                 return False
         if self._max_depth and len(self._open) >= self._max_depth:
             return False
@@ -110,7 +124,7 @@ class FunctionGraph:
         self._open.append((frame, call))
 
     def _event(self, event: Event) -> None:
-        if self._open or not self._functions:
+        if self._muted is None and (self._open or not self._functions):
             self._inside.append(event)
 
     @property

@@ -17,7 +17,16 @@ from functools import cache
 from types import CodeType
 from typing import NamedTuple
 
-__all__ = ["KernelFunction", "kernel_function", "kernel_function_of"]
+__all__ = ["ELSEWHERE", "INLINED_AT_HOME", "KernelFunction", "kernel_function", "kernel_function_of"]
+
+#: Functions that callers in other files are seen to call, and callers in the same file are not: the compiler made a copy part of
+#: each of those.
+INLINED_AT_HOME = frozenset({"can_do_mlock", "mlock_future_check", "vm_stat_account"})
+#: Functions that the model calls at another moment than the kernel, and why. What they call does not belong there either.
+ELSEWHERE = {
+    "__mmdrop": "the kernel still runs on the tables of a process that exits: the next task gives the PGD back",
+    "vma_wants_writenotify": "the kernel asks when an area changes and keeps the answer in vm_page_prot; the model asks for each entry",
+}
 
 _CITATION = re.compile(r"5\.17: (.*?)(?:\.(?=\s|\)|$)|$)", re.DOTALL)
 _WORD = re.compile(r"(?P<file>[\w./-]+\.[chS])\b|(?P<name>\w+)\(\)")

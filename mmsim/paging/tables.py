@@ -71,10 +71,7 @@ class TableMemory:
         self.kernel_ptes: set[int] = set()
 
     def alloc(self, level: int, gfp_mask: int = GFP_PGTABLE_USER, order: int = 0) -> int:
-        """A zeroed frame for a table of ``level``, or with ``order`` 1 a pair of them. Raise Errno ENOMEM if there is none.
-
-        5.17: arch/x86/mm/pgtable.c, pte_alloc_one(); include/asm-generic/pgalloc.h, pmd_alloc_one(), pud_alloc_one().
-        """
+        """A zeroed frame for a table of ``level``, or with ``order`` 1 a pair of them. Raise Errno ENOMEM if there is none."""
         pfn = self.allocator.alloc_pages(gfp_mask, order)
         if pfn is None:
             raise Errno("ENOMEM", "no frame is left for a page table")
@@ -91,8 +88,29 @@ class TableMemory:
         """The frames that ``nr_page_table_pages`` counts."""
         return (pfn for pfn, level in self.level_of.items() if level <= 2 and pfn not in self.kernel_ptes)
 
+    def pte_alloc_one(self, gfp_mask: int) -> int:
+        """A PTE table (5.17: arch/x86/mm/pgtable.c, pte_alloc_one())."""
+        return self.alloc(1, gfp_mask)
+
+    def pmd_alloc_one(self, gfp_mask: int) -> int:
+        """A PMD table (5.17: include/asm-generic/pgalloc.h, pmd_alloc_one())."""
+        return self.alloc(2, gfp_mask)
+
+    def pud_alloc_one(self, gfp_mask: int) -> int:
+        """A PUD table (5.17: include/asm-generic/pgalloc.h, pud_alloc_one())."""
+        return self.alloc(3, gfp_mask)
+
+    def p4d_alloc_one(self, gfp_mask: int) -> int:
+        """A P4D table, with five levels (5.17: arch/x86/include/asm/pgalloc.h, p4d_alloc_one())."""
+        return self.alloc(4, gfp_mask)
+
     def free(self, pfn: int, level: int, order: int = 0) -> None:
         """Give a table's frame back (5.17: pte_free(), pmd_free(), pud_free())."""
+        self.forget(pfn, level, order)
+        self.allocator.free_pages(pfn, order)
+
+    def forget(self, pfn: int, level: int, order: int = 0) -> None:
+        """A frame is no table any more; the caller gives it back."""
         if self.level_of.pop(pfn, None) != level:
             raise KernelBug(f"frame {pfn:#x} is no table of level {level}")
         for frame in range(pfn, pfn + (1 << order)):
@@ -101,7 +119,6 @@ class TableMemory:
             self.kernel_ptes.remove(pfn)
         else:
             self.nr_page_table_pages -= level <= 2
-        self.allocator.free_pages(pfn, order)
 
 
 def kernel_to_user_pgd(pgd: int) -> int:
@@ -145,6 +162,8 @@ class PageTables:
         self.levels: int = levels
         self.kernel = kernel
         self.gfp_mask = GFP_PGTABLE_USER if user else GFP_PGTABLE_KERNEL
+        #: How a missing table is made, by its level.
+        self._missing = {1: self._pte_alloc, 2: self._pmd_alloc, 3: self._pud_alloc, 4: self._p4d_alloc}
         #: Tables below the PGD: their level, by frame number.
         self.table_level: dict[int, int] = {}
         self.ptes: dict[int, array[int]] = {}
@@ -204,7 +223,7 @@ class PageTables:
         large page is in the way.
 
         Tables that were made before memory ran out stay, empty; :meth:`free_pgtables` finds them.
-        5.17: mm/memory.c, __pud_alloc(), __pmd_alloc(), __pte_alloc().
+        5.17: include/linux/mm.h, p4d_alloc(), pud_alloc(), pmd_alloc().
         """
         frames = self.memory.contents.frames
         pfn = self.pgd
@@ -217,22 +236,31 @@ class PageTables:
             elif word:
                 raise KernelBug(f"{level_name(above, self.levels)} entry {word:#x} at {addr:#x} is no table")
             else:
-                pfn = self._new_table(above - 1, addr)
+                pfn = self._missing[above - 1](addr)
                 table[index] = pfn << PAGE_SHIFT | _PAGE_TABLE
                 if above == self.levels:
                     self._pgd_populate(index)
         return frames[pfn], addr >> LEVEL_SHIFT[level] & 511
 
     def pte_alloc(self, addr: int) -> tuple[array[int], int]:
-        """The PTE table and index for an address, made if need be: what get_locked_pte() gives, without the lock.
+        """The PTE table and index for an address, made if need be.
 
-        One dictionary access where the table is there. 5.17: mm/memory.c, __get_locked_pte().
+        One dictionary access where the table is there. 5.17: include/linux/mm.h, pte_alloc_map().
         """
         table = self.ptes.get(addr >> 21)
         if table is None:
             self._canonical(addr)
             return self.alloc(addr)
         return table, addr >> 12 & 511
+
+    def pte_install(self, addr: int) -> array[int]:
+        """A PTE table where there is none, as a fault of a file's page makes it ahead; the kernel puts it in its place,
+        with pmd_install(), when the page is there.
+        """
+        directory, index = self.alloc(addr, 2)
+        pfn = self._new_table(self.memory.pte_alloc_one(self.gfp_mask), 1, addr)
+        directory[index] = pfn << PAGE_SHIFT | _PAGE_TABLE
+        return self.memory.contents.frames[pfn]
 
     def _pgd_populate(self, index: int) -> None:
         """An entry of the PGD was filled: with page-table isolation user space's PGD gets it too, and the kernel's may not be
@@ -244,8 +272,23 @@ class PageTables:
             words(kernel_to_user_pgd(self.pgd))[index] = word
             words(self.pgd)[index] = set_user_pgd(word)
 
-    def _new_table(self, level: int, addr: int) -> int:
-        pfn = self.memory.alloc(level, self.gfp_mask)
+    def _pte_alloc(self, addr: int) -> int:
+        """A missing PTE table (5.17: mm/memory.c, __pte_alloc(); for the kernel's own tables __pte_alloc_kernel())."""
+        return self._new_table(self.memory.pte_alloc_one(self.gfp_mask), 1, addr)
+
+    def _pmd_alloc(self, addr: int) -> int:
+        """A missing PMD table (5.17: mm/memory.c, __pmd_alloc())."""
+        return self._new_table(self.memory.pmd_alloc_one(self.gfp_mask), 2, addr)
+
+    def _pud_alloc(self, addr: int) -> int:
+        """A missing PUD table (5.17: mm/memory.c, __pud_alloc())."""
+        return self._new_table(self.memory.pud_alloc_one(self.gfp_mask), 3, addr)
+
+    def _p4d_alloc(self, addr: int) -> int:
+        """A missing P4D table (5.17: mm/memory.c, __p4d_alloc())."""
+        return self._new_table(self.memory.p4d_alloc_one(self.gfp_mask), 4, addr)
+
+    def _new_table(self, pfn: int, level: int, addr: int) -> int:
         self.table_level[pfn] = level
         self.pgtables_bytes += PAGE_SIZE
         if level == 1:
@@ -397,19 +440,21 @@ class PageTables:
 
     # -- giving tables back ------------------------------------------------------------------------------------
 
-    def free_pgtables(self, start: int, end: int, floor: int = 0, ceiling: int = 0) -> int:
+    def free_pgtables(self, start: int, end: int, floor: int = 0, ceiling: int = 0, gather: list[int] | None = None) -> int:
         """Free the tables that ``start <= addr < end`` used and that nothing between ``floor`` and ``ceiling`` (the
         neighbouring areas; 0 as ceiling is the end of the address space) may still use. Return how many went.
 
         All pages there must be unmapped. Raise KernelBug if one isn't: the kernel would leak it. The caller flushes the TLB
-        with ``freed_tables``. 5.17: mm/memory.c, free_pgd_range().
+        with ``freed_tables``, and then gives back what was put into ``gather``; without one, the frames are freed at once.
+        5.17: mm/memory.c, free_pgd_range().
         """
         if start >= end:
             return 0
         top = ceiling or 1 << 9 * self.levels + 11
-        return self._free_below(self.pgd, self.levels, 0, start, end, floor, top)
+        return self._free_below(self.pgd, self.levels, 0, start, end, floor, top, gather)
 
-    def _free_below(self, pfn: int, level: int, base: int, start: int, end: int, floor: int, ceiling: int) -> int:
+    def _free_below(self, pfn: int, level: int, base: int, start: int, end: int, floor: int, ceiling: int,
+                    gather: list[int] | None) -> int:
         table = self.memory.contents.frames[pfn]
         size = PAGE_LEVEL_SIZE[level]
         freed = 0
@@ -420,7 +465,7 @@ class PageTables:
             low = base + index * size
             below = (word & PTE_PFN_MASK) >> PAGE_SHIFT
             if level > 2:
-                freed += self._free_below(below, level - 1, low, start, end, floor, ceiling)
+                freed += self._free_below(below, level - 1, low, start, end, floor, ceiling, gather)
             # The whole range of the table must lie between the neighbours: else they may still need it.
             if low >= floor and low + size <= ceiling:
                 if self.memory.contents.frames[below] != _ZERO_TABLE:
@@ -428,22 +473,27 @@ class PageTables:
                 table[index] = 0
                 if self.isolated and level == self.levels:
                     self.memory.contents.words(kernel_to_user_pgd(self.pgd))[index] = 0
-                self._free_table(below, level - 1, low)
+                self._free_table(below, level - 1, low, gather)
                 freed += 1
         return freed
 
-    def _free_table(self, pfn: int, level: int, addr: int) -> None:
+    def _free_table(self, pfn: int, level: int, addr: int, gather: list[int] | None) -> None:
         if self.deposited.pop(pfn, None):
             raise KernelBug(f"PMD table {pfn:#x} is freed with tables put by in it")
         del self.table_level[pfn]
         if level == 1:
             del self.ptes[addr >> 21]
         self.pgtables_bytes -= PAGE_SIZE
-        self.memory.free(pfn, level)
+        if gather is None:
+            self.memory.free(pfn, level)
+        else:
+            self.memory.forget(pfn, level)
+            gather.append(pfn)
 
     def destroy(self) -> None:
-        """Free all tables and the PGD; pages must be unmapped before (5.17: mmdrop(), pgd_free())."""
-        self.free_pgtables(0, 1 << 9 * self.levels + 11)
+        """Free all tables and the PGD; pages must be unmapped before (5.17: kernel/fork.c, __mmdrop())."""
+        top = 1 << 9 * self.levels + 11
+        self._free_below(self.pgd, self.levels, 0, 0, top, 0, top, None)
         if self.kernel is not None and self.pgd in self.kernel.pgd_list:
             self.kernel.pgd_list.remove(self.pgd)
         if self._own_pgd:

@@ -23,7 +23,9 @@ from mmsim.constants import (
     VM_ACCOUNT,
     VM_DONTCOPY,
     VM_MAYWRITE,
+    VM_MIXEDMAP,
     VM_NOHUGEPAGE,
+    VM_PFNMAP,
     VM_SHARED,
     VM_WIPEONFORK,
 )
@@ -96,11 +98,12 @@ def _dup_mmap(mm: Mm, oldmm: Mm) -> None:
 
 
 def copy_page_range(new: AddressSpace, old: AddressSpace, vma: Vma, parent: Vma) -> None:
-    """Copy the entries of an area; nothing if it has no anonymous pages, since faults can fill the copy as well.
+    """Copy the entries of an area; nothing if it has no anonymous pages, since faults can fill the copy as well. An area whose
+    entries nobody could fill again, because no struct pages or no file are behind them, is always copied.
 
     Raise ENOMEM without memory for tables. Cost: a few steps a table, and one a page. 5.17: mm/memory.c, copy_page_range().
     """
-    if parent.anon_vma is None:
+    if parent.anon_vma is None and not parent.vm_flags & (VM_PFNMAP | VM_MIXEDMAP):
         return
     start, end = vma.vm_start, vma.vm_end
     for number in range(start >> 21, (end - 1 >> 21) + 1):

@@ -8,9 +8,11 @@ reach a page through an old entry that somebody else uses already.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 from mmsim.constants import (
+    MM_ANONPAGES,
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     _PAGE_PRESENT,
@@ -32,8 +34,10 @@ _PRESENT = _PAGE_PRESENT | _PAGE_PROTNONE
 _MLOCKED = PG["mlocked"]
 
 
-def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: list[int]) -> None:
+def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: list[int], *, even_cows: bool = True) -> None:
     """Empty the entries of a range inside one area; their pages are appended to ``gather``, each with the entry's reference.
+
+    Without ``even_cows`` private copies of a file's pages stay.
 
     What the entry knew goes to the page: a file's page becomes dirty if the entry was, and is marked as used.
     Cost: one step an entry in use; tables that do not exist cost nothing. 5.17: mm/memory.c, zap_pte_range().
@@ -46,6 +50,7 @@ def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: l
         base = number << 21
         first, last = max(start - base, 0) >> PAGE_SHIFT, min(end - base >> PAGE_SHIFT, 512)
         words = table[first:last]
+        kept: list[int] = [] if even_cows else words.tolist()
         for index, word in enumerate(words, first):
             if not word:
                 continue
@@ -55,19 +60,23 @@ def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: l
                 continue
             pfn = (word & PTE_PFN_MASK) >> PAGE_SHIFT if word & _PAGE_PRESENT else pte_pfn(word)
             member = user.mm_counter(pfn)
+            if kept:
+                if member == MM_ANONPAGES:
+                    continue
+                kept[index - first] = 0
             rss[member] += 1
-            if member != 1:
+            if member != MM_ANONPAGES:
                 if word & _PAGE_DIRTY:
                     user.set_page_dirty(pfn)
                 if word & _PAGE_ACCESSED and not vma.vm_flags & VM_SEQ_READ:
                     user.mark_page_accessed(pfn)
-            if frames.mapcount[pfn] == 1 and member == 1 and not frames.flags[pfn] & _MLOCKED:
+            if frames.mapcount[pfn] == 1 and member == MM_ANONPAGES and not frames.flags[pfn] & _MLOCKED:
                 frames.mapcount[pfn] = 0                        # page_remove_rmap(), the common case
                 user.nr_anon_mapped -= 1
             else:
                 user.page_remove_rmap(pfn)
             gather.append(pfn)
-        table[first:last] = type(table)("Q", bytes(8 * (last - first)))
+        table[first:last] = array("Q", kept or bytes(8 * (last - first)))
     if user.current is not None and user.current.mm is space.mm:
         space.sync_mm_rss()                                     # add_mm_rss_vec()
     for member, pages in enumerate(rss):
@@ -91,12 +100,12 @@ def _tlb_finish_mmu(space: AddressSpace, start: int, end: int, gather: list[int]
         space.user.release_pages(gather)
 
 
-def zap_page_range(space: AddressSpace, vma: Vma, start: int, end: int) -> None:
+def zap_page_range(space: AddressSpace, vma: Vma, start: int, end: int, *, even_cows: bool = True) -> None:
     """Take all pages of a range away; the area stays (5.17: mm/memory.c, zap_page_range(), for MADV_DONTNEED)."""
     space.user.lru.lru_add_drain()
     space.mm.update_hiwater()
     gather: list[int] = []
-    zap_pte_range(space, vma, start, end, gather)
+    zap_pte_range(space, vma, start, end, gather, even_cows=even_cows)
     _tlb_finish_mmu(space, start, end, gather)
 
 
@@ -129,12 +138,16 @@ def unmap_vmas(space: AddressSpace, areas: Sequence[Vma], previous: Vma | None, 
     _tlb_finish_mmu(space, start, end, gather, tables.pgtables_bytes != before)
 
 
-def unmap_mapping_range(areas: Iterable[Vma], first: int, last: int) -> None:
-    """Unmap pages ``first <= index < last`` of a file wherever they are mapped (5.17: mm/memory.c, unmap_mapping_range())."""
+def unmap_mapping_range(areas: Iterable[Vma], first: int, last: int, *, even_cows: bool) -> None:
+    """Unmap pages ``first <= index < last`` of a file wherever they are mapped, and with ``even_cows`` private copies of them.
+
+    5.17: mm/memory.c, unmap_mapping_range().
+    """
     for vma in list(areas):
         if vma.vm_mm is None or vma.vm_mm.pages is None:
             continue
         low = max(first - vma.vm_pgoff, 0)
         high = min(last - vma.vm_pgoff, vma.pages)
         if low < high:
-            zap_page_range(vma.vm_mm.pages, vma, vma.vm_start + low * PAGE_SIZE, vma.vm_start + high * PAGE_SIZE)
+            zap_page_range(vma.vm_mm.pages, vma, vma.vm_start + low * PAGE_SIZE, vma.vm_start + high * PAGE_SIZE,
+                           even_cows=even_cows)

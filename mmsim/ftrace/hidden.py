@@ -1,0 +1,96 @@
+"""Functions that the recorded 5.17.0 runs through unseen: its compiler (gcc 12) made them part of their callers, or they are
+macros, or nothing may be traced there. Made by tools/hidden_functions.py from ``available_filter_functions``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["HIDDEN"]
+
+#: For :class:`~mmsim.ftrace.graph.FunctionGraph`: leave these out, as ftrace would.
+HIDDEN = frozenset("""
+    IS_ALIGNED PFN_DOWN PFN_PHYS PFN_UP PageAnon PageBuddy PageHead PageTail TestSetPageMlocked
+    __alloc_pages_direct_reclaim __alloc_pages_may_oom __change_page_attr __chk_range_not_ok __e820__range_add
+    __e820__range_update __early_ioremap __ffs __find_buddy_pfn __find_max_addr __fix_to_virt __flush_cpu_slab
+    __fragmentation_index __free_one_page __free_pages_memory __gfp_pfmemalloc_flags __insert_vm_struct
+    __ioremap_check_ram __kmalloc_index __memblock_dump_all __memblock_find_range_bottom_up
+    __memblock_find_range_top_down __mod_zone_freepage_state __next_mem_pfn_range __next_mem_range_rev __p4d_alloc
+    __parse_crashkernel __pcpu_size_to_slot __phys_addr_nodebug __pte_needs_invert __pti_set_user_pgtbl __rmqueue
+    __rmqueue_fallback __rmqueue_smallest __set_fixmap __setup_per_zone_wmarks __should_split_large_page
+    __split_large_page __swp_entry __va __virt_to_fix __zone_watermark_unusable_free access_error account_kernel_stack
+    account_slab accountable_mapping acpi_reserve_initial_tables acquire_slab add_full add_mm_counter add_partial
+    add_pfn_range_mapped alloc_flags_nofragment alloc_large_system_hash alloc_node_data alloc_pages_bulk_list
+    alloc_zeroed_user_highpage_movable anon_vma_chain_link anon_vma_prepare boost_watermark brk buddy_order build_cr3
+    build_zonelists_in_node_order cache_show calc_memmap_size calc_slab_order calculate_alignment calculate_order
+    can_steal_fallback can_vma_merge_after cattr_name check_early_ioremap_leak check_valid_pointer choose_new_asid
+    classify_va_fit_type cleanup_highmap clear_fixmap clear_page cma_declare_contiguous_nid cma_init_reserved_areas
+    cmdline_parse_core compound_head copy_page copy_pte_range copy_to_user count_mm_mlocked_page_nr create_boot_cache
+    create_cache defer_init deferred_free_range deferred_grow_zone del_page_from_free_list do_anonymous_page
+    do_cow_fault do_early_param do_fault do_fault_around do_mincore do_mprotect_pkey do_read_fault do_shared_fault
+    do_sigbus do_slab_free do_user_addr_fault dup_mmap e820__end_of_low_ram_pfn e820__end_of_ram_pfn
+    e820__finish_early_params e820__mapped_all e820__memblock_setup e820__memory_setup_default e820__print_table
+    e820__range_remove e820__register_nosave_regions e820__reserve_resources_late e820__setup_pci_gap
+    e820__update_table e820_add_kernel_range e820_end_pfn e820_print_type e820_type_to_string early_cma early_iounmap
+    early_kmem_cache_node_alloc emu_setup_memblk exc_general_protection exc_page_fault expand extend_brk
+    extfrag_show_print ffs fill_contig_page_info find_vma_intersection find_vma_links find_vmap_area
+    find_zone_movable_pfns_for_nodes first_zones_zonelist fls flush_all flush_slab flush_tlb_mm flush_tlb_page
+    flush_tlb_range folio_nr_pages for_each_mem_range for_each_mem_region for_each_object for_each_populated_zone
+    for_each_reserved_mem_range for_each_zone_zonelist_nodemask format_flags format_page_flags frag_show_print
+    fragmentation_score_node fragmentation_score_wmark fragmentation_score_zone fragmentation_score_zone_weighted
+    free_area_init free_large_kmalloc free_pages_prepare free_the_page free_vm_stack_cache freelist_ptr
+    freelist_randomize freeptr_outside_object gather_bootmem_prealloc get_cpu_entry_area get_freelist get_freepointer
+    get_info_end get_last_crashkernel get_max_mapped get_new_step_size get_page_from_free_area
+    get_pageblock_migratetype get_partial get_vm_area_size gfp_migratetype gfp_to_alloc_flags gfp_to_alloc_flags_cma
+    gfp_zone handle_pte_fault handle_stack_overflow high_wmark_pages ilog2 init_cma_reserved_pageblock
+    init_cpu_to_node init_kmem_cache_nodes init_mem_mapping init_memory_less_node init_new_context
+    init_per_zone_wmark_min init_range_memory_mapping init_tracking initmem_init is_data_mapping is_exec_mapping
+    is_mergeable_anon_vma is_mergeable_vma is_migration_entry is_new_memtype_allowed is_power_of_2 is_stack_mapping
+    is_swap_pte is_vsyscall_vaddr kernel_physical_mapping_init kernel_randomize_memory kernel_to_user_pgdp
+    kmalloc_type kmap_local_idx_push kmem_cache_debug kmem_cache_init kmem_cache_open kswapd_try_to_sleep
+    kunmap_local_indexed kzalloc lazy_max_pages linear_page_index list_add list_add_tail list_del list_slab_objects
+    low_wmark_pages madvise_remove madvise_update_vma madvise_vma_behavior maybe_mkwrite mem_hole_size mem_init
+    mem_init_print_info memblock_add memblock_add_node memblock_add_range memblock_alloc memblock_alloc_exact_nid_raw
+    memblock_alloc_from memblock_alloc_internal memblock_alloc_low memblock_alloc_node memblock_alloc_range_nid
+    memblock_alloc_raw memblock_alloc_try_nid memblock_alloc_try_nid_raw memblock_allow_resize
+    memblock_cap_memory_range memblock_cap_size memblock_clear_hotplug memblock_clear_nomap memblock_discard
+    memblock_double_array memblock_dump_all memblock_end_of_DRAM memblock_enforce_memory_limit
+    memblock_find_dma_reserve memblock_find_in_range memblock_find_in_range_node memblock_free memblock_free_all
+    memblock_insert_region memblock_is_map_memory memblock_is_memory memblock_is_region_memory
+    memblock_is_region_reserved memblock_is_reserved memblock_isolate_range memblock_mark_hotplug memblock_mark_mirror
+    memblock_mark_nomap memblock_mem_limit_remove_map memblock_merge_regions memblock_overlaps_region
+    memblock_phys_alloc memblock_phys_alloc_range memblock_phys_alloc_try_nid memblock_phys_free
+    memblock_phys_mem_size memblock_remove memblock_remove_range memblock_remove_region memblock_reserve
+    memblock_reserved_size memblock_search memblock_search_pfn_nid memblock_set_current_limit memblock_set_node
+    memblock_setclr_flag memblock_start_of_DRAM memblock_trim_memory memfd_create memmap_init
+    memmap_init_reserved_pages memory_map_bottom_up memory_map_top_down memparse min_wmark_pages mincore mlock mlock2
+    mlockall mm_account_fault mm_counter mmap mmap_base move_freepages move_normal_pmd move_to_free_list mremap
+    mremap_to msync munlock munlockall new_slab next_tid nr_pcp_free nr_pcp_high numa_cleanup_meminfo numa_emulation
+    numa_init numa_init_array numa_meminfo_cover_memory order_objects order_to_pindex p4d_alloc p4d_alloc_one
+    page_address page_bad_reason page_folio page_mapcount page_ref_count page_to_pfn page_zone
+    pagetypeinfo_showblockcount_print paging_init parse_crashkernel_mem parse_memmap_one parse_memmap_opt parse_memopt
+    pcp_allowed_order pcpu_alloc_alloc_info pcpu_build_alloc_info pcpu_chunk_slot pcpu_embed_first_chunk pcpu_fc_alloc
+    pcpu_page_first_chunk pcpu_setup_first_chunk per_cpu_ptr pfn_pmd pfn_pte pfn_pud pfn_to_page pfn_valid pgd_index
+    pgd_offset pgdat_end_pfn pgdat_watermark_boosted pgprot_4k_2_large pgprot_clear_protnone_bits pgprot_large_2_4k
+    phys_pte_init pindex_to_order pmd_alloc_one pmd_bad pmd_large pmd_mkhuge pmd_modify pmd_populate pmd_present
+    pmd_trans_huge populated_zone preallocate_vmalloc_pages prep_new_page prepare_alloc_pages print_graph_entry_leaf
+    print_hex_dump print_unknown_bootoptions pte_alloc pte_alloc_map pte_clear_flags pte_clear_soft_dirty pte_dirty
+    pte_exec pte_flags pte_flags_pkey pte_free pte_mkclean pte_mkdirty pte_mkexec pte_mkold pte_mkspecial pte_mkwrite
+    pte_mkyoung pte_modify pte_none pte_pfn pte_present pte_protnone pte_set_flags pte_soft_dirty pte_special
+    pte_swp_clear_soft_dirty pte_swp_mksoft_dirty pte_swp_soft_dirty pte_to_pagemap_entry pte_to_swp_entry pte_write
+    pte_wrprotect pte_young ptep_get_and_clear pti_clone_entry_text pti_finalize pti_init pud_alloc_one
+    purge_fragmented_blocks purge_vmap_area_lazy put_page remove_full remove_partial reserve_bootmem_region
+    reserve_brk reserve_crashkernel reserve_crashkernel_low reserve_highatomic_pageblock reserve_initrd
+    reserve_region_with_split reusable_anon_vma rmqueue rmqueue_buddy rmqueue_pcplist round_down round_up
+    rounddown_pow_of_two roundup_pow_of_two security_vm_enough_memory_mm set_cpu_partial set_freepointer set_memory_p
+    set_migratetype_isolate set_page_links set_page_refcounted set_pte_at set_real_mode_permissions setup_arch
+    setup_cpu_entry_area setup_cpu_entry_areas setup_per_cpu_pageset setup_slab_debug shmem_mapping
+    should_compact_retry should_proactive_compact_node should_reclaim_retry show_fault_oops show_mem
+    show_smap_vma_flags shuffle_freelist simple_strtoull slab_alloc_node smaps_pte_entry sparse_init sparse_init_nid
+    split_large_page split_mem_range split_nodes_interleave split_nodes_size_interleave_uniform split_page_count stat
+    static_protections swab swiotlb_init swp_entry swp_type sync_global_pgds this_cpu_cmpxchg_double
+    trace_print_context trim_bios_range unmapped_area unmapped_area_topdown unset_migratetype_isolate
+    unusable_free_index update_hiwater_vm vb_alloc vfork virt_to_page vm_area_alloc_pages vm_start_gap
+    vm_unacct_memory vma_address vma_compute_gap vma_expandable vma_is_accessible vma_is_anonymous vma_lookup
+    vma_pages vmap_pages_range vmap_range_noflush vmemmap_alloc_block vmemmap_populate wait4 wmark_pages wp_page_reuse
+    wp_page_shared zap_deposited_table zap_pte_range zone_batchsize zone_end_pfn zone_highsize
+    zone_spanned_pages_in_node zone_spans_pfn zone_statistics zone_watermark_fast zoneinfo_show_print
+""".split())
