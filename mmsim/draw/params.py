@@ -178,14 +178,18 @@ class Seed(Range):
 
 
 class Text(Param):
-    """Text that the reader types or pastes; several lines if ``lines`` is above 1."""
+    """Text that the reader types or pastes; several lines if ``lines`` is above 1.
+
+    ``usage`` explains a text that is a language: what can be written, and in a few words what it does.
+    """
 
     kind = "text"
 
     def __init__(
-        self, name: str, default: str = "", lines: int = 1, label: str = "", help: str = "", limit: int = MAX_TEXT
-    ):
-        self.lines, self.limit = lines, limit
+        self, name: str, default: str = "", lines: int = 1, label: str = "", help: str = "", limit: int = MAX_TEXT,
+        usage: Mapping[str, str] | None = None,
+    ):  # fmt: skip
+        self.lines, self.limit, self.usage = lines, limit, dict(usage or {})
         super().__init__(name, default, label, help)
 
     def read(self, value: Any) -> str:
@@ -202,8 +206,9 @@ class Text(Param):
         return text
 
     def spec(self) -> dict[str, Any]:
-        """With the number of lines."""
-        return super().spec() | {"lines": self.lines}
+        """With the number of lines, and the usage for the help beside the editor."""
+        verbs = {"verbs": [[written, words] for written, words in self.usage.items()]} if self.usage else {}
+        return super().spec() | {"lines": self.lines} | verbs
 
 
 class Operation:

@@ -102,3 +102,9 @@ def test_the_kernels_answer_joins_the_errors_of_the_reader() -> None:
     operations = Operations("ops", "", LAB).read("alloc 3\nfry\nfree 7")
     operations[1].fail("EINVAL: frame 0x7 is not allocated")
     assert [problem["line"] for problem in operations.problems()] == [2, 3]
+
+
+def test_a_text_that_is_a_language_says_what_can_be_written() -> None:
+    spec = Text("script", "a\nb", lines=4, usage={"add 1": "adds"}).spec()
+    assert spec["verbs"] == [["add 1", "adds"]] and spec["lines"] == 4
+    assert "verbs" not in Text("note", "x").spec()

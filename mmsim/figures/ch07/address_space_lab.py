@@ -54,8 +54,18 @@ mremap(a+4K, 4K, 8K, maymove)   # nothing is mapped there
 munmap(a+2K, 4K)
 exit child
 """
-HELP = ("one step a line: a = mmap(12K, rw, private|anon), mprotect, munmap, mremap, madvise, mlock, brk(+64K), read a, write a \"text\", "
-        "fork -> child, child: write a, exit child, drain, repeat 3: …, rlimit, sysctl")
+USAGE = {
+    "a = mmap(64K, rw, private|anon)": "length, permissions, flags [, file [, offset]]; at= is the address or hint",
+    'f = file("notes", 8K)': "a file in memory; a third argument ro or wo says how it was opened",
+    "munmap(a, 4K)  mprotect(a, 4K, r)": "and mremap, madvise, mlock, munlock, mlockall, msync, mincore, with Linux's arguments",
+    "brk(+64K)": "moves the end of the heap",
+    'write a "text"  write a 64K': "bytes, or one byte in each page of a range",
+    "read a  read a 8  exec a": "one byte or several; one instruction",
+    "fork -> child  child: write a": "a second process, and what it does; vfork too",
+    "exit child  drain": "the end of a process; empties the pagevec",
+    "rlimit memlock 64K  sysctl max_map_count 8": "limits: as, data, stack, memlock; overcommit_memory, overcommit_ratio",
+    'repeat 8: write a "x"; a = a + 4K': "several times; a script makes at most 400 steps",
+}
 _LEVELS = {1: "PTE", 2: "PMD", 3: "PUD", 4: "P4D"}
 _MOST_LINES, _MOST_CELLS, _MOST_FRAMES = 9, 64, 7
 
@@ -279,7 +289,7 @@ def _question(step: Step, following: Step) -> Ask | None:
     alt="The areas of each process on one address axis, /proc/PID/maps, counters, every page's entry and the frames with their counts, "
         "after each line of an editable script of system calls and accesses.",
     params=[
-        Text("script", DEFAULT, lines=13, label="script", help=HELP),
+        Text("script", DEFAULT, lines=13, usage=USAGE, help="one step a line, # for comments"),
         Choice("release", list(RELEASES), label="Linux"),
         Toggle("waiting", True, label="new pages wait in a pagevec"),
     ],
