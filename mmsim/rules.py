@@ -76,6 +76,8 @@ class Rules:
     #: The first write fault on a clean page of a shared file lets go of the mmap_lock to throttle the writer, and is tried again,
     #: which counts as major (until 6.0: then such a fault is complete).
     dirtying_fault_retries: bool = True
+    #: How many new pages wait for their LRU list together (15; 31 since 6.8).
+    lru_batch: int = 15
     #: mremap() checks the source before it unmaps the destination, and moves several areas at once (6.18; not in 6.12).
     mremap_moves_several: bool = False
 
@@ -111,7 +113,7 @@ def rules_for(release: str = "5.17") -> Rules:
                  mremap_dontunmap_splits_locked=release in ("6.1", "6.12"),
                  mremap_copy_joins_source=release in ("5.17", "6.18"), mremap_copy_joins_others=release == "6.12",
                  cow_reuse="exclusive" if since_6_1 else "page_count", mprotect_maps_writable=since_6_1,
-                 dirtying_fault_retries=not since_6_1,
+                 dirtying_fault_retries=not since_6_1, lru_batch=31 if since_6_12 else 15,
                  merge_into_untouched=release == "6.18", mremap_moves_several=release == "6.18",
                  smaps_names_lockonfault=since_6_12)
 

@@ -24,21 +24,29 @@ from mmsim.physical.memory import PhysicalMemory
 from mmsim.physical.node import Node
 from mmsim.physical.zone import Zone
 
-__all__ = ["RequestPlan", "alloc_one", "free_one", "plan_request"]
+__all__ = ["RequestPlan", "alloc_more", "alloc_one", "free_one", "plan_request"]
 
 
 class RequestPlan:
     """What follows from a GFP mask on one CPU. ``zone`` is the preferred one; it is all that the common case looks at."""
 
-    __slots__ = ("zone", "node", "zonelist", "nid", "migratetype", "reserve_index", "uses_cma", "pcp", "waiting", "local")
+    __slots__ = ("zone", "node", "zonelist", "cpu_to_node", "reserve_index", "uses_cma", "pcp", "waiting", "near", "pgalloc",
+                 "counters", "numa_stat", "refcount")
 
-    def __init__(self, zone: Zone, node: Node, nid: int, cpu: int, migratetype: int, reserve_index: int, uses_cma: bool):
-        self.zone, self.node, self.nid = zone, node, nid
-        self.zonelist = node.zonelist
-        self.migratetype, self.reserve_index, self.uses_cma = migratetype, reserve_index, uses_cma
-        self.pcp = zone.pageset[cpu]
+    def __init__(self, memory: PhysicalMemory, zone: Zone, node: Node, migratetype: int, reserve_index: int, uses_cma: bool):
+        self.zone, self.node = zone, node
+        self.reserve_index, self.uses_cma = reserve_index, uses_cma
+        self.pcp = zone.pageset[memory.cpu]
         self.waiting = self.pcp.lists[migratetype]
-        self.local = zone.nid == nid
+        #: A plan holds as long as these are the same objects.
+        self.zonelist, self.cpu_to_node = node.zonelist, memory.cpu_to_node
+        self.near = "numa_local" if zone.nid == node.nid else "numa_other"
+        self.pgalloc, self.counters, self.numa_stat = zone.pgalloc, memory.counters, zone.numa_stat
+        self.refcount = memory.frames.refcount
+
+    def holds(self, memory: PhysicalMemory) -> bool:
+        """Whether nodes and CPUs are still what they were."""
+        return self.node.zonelist is self.zonelist and self.cpu_to_node is memory.cpu_to_node
 
 
 def plan_request(memory: PhysicalMemory, gfp_mask: int) -> RequestPlan | None:
@@ -53,35 +61,32 @@ def plan_request(memory: PhysicalMemory, gfp_mask: int) -> RequestPlan | None:
     alloc_flags |= alloc_flags_nofragment(memory, zone, gfp_mask)
     if not alloc_flags & ALLOC_CMA and context.migratetype == MIGRATE_MOVABLE and zone.migrate_cma >= 0:
         return None
-    return RequestPlan(zone, node, nid, memory.cpu, context.migratetype, context.highest_zoneidx, bool(alloc_flags & ALLOC_CMA))
+    return RequestPlan(memory, zone, node, context.migratetype, context.highest_zoneidx, bool(alloc_flags & ALLOC_CMA))
 
 
 def alloc_one(memory: PhysicalMemory, plan: RequestPlan) -> int | None:
     """A single page from the CPU's list; None, and nothing done, if this is not the common case."""
-    zone = plan.zone
+    zone, waiting = plan.zone, plan.waiting
     free = zone.nr_free_pages - zone.nr_reserved_highatomic
     if not plan.uses_cma:
         free -= zone.nr_free_cma_pages
-    waiting = plan.waiting
-    if not waiting or 0 <= free <= zone.watermark[WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[plan.reserve_index] \
-            or zone.boosted_watermark or memory.trace.enabled or plan.node.zonelist is not plan.zonelist \
-            or memory.cpu_to_node[memory.cpu] != plan.nid:
+    if not waiting or zone.boosted_watermark or memory.trace.enabled or plan.node.zonelist is not plan.zonelist or plan.cpu_to_node is not memory.cpu_to_node \
+            or 0 <= free <= zone.watermark[WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[plan.reserve_index]:
         return None
-    pfn = waiting[0]
-    refcount = memory.frames.refcount
+    refcount, pfn = plan.refcount, waiting.popleft()
     if refcount[pfn]:
+        waiting.appendleft(pfn)
         return None
-    del waiting[0]
     refcount[pfn] = 1
     pcp = plan.pcp
     pcp.free_factor >>= 1
     pcp.count -= 1
     if pcp.other_types:
         pcp.other_types.pop(pfn, None)
-    memory.counters[zone.pgalloc] += 1
-    stat = zone.numa_stat
+    plan.counters[plan.pgalloc] += 1
+    stat = plan.numa_stat
     stat["numa_hit"] += 1
-    stat["numa_local" if plan.local else "numa_other"] += 1
+    stat[plan.near] += 1
     return pfn
 
 

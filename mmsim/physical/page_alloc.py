@@ -18,7 +18,7 @@ from collections.abc import Collection, Generator
 
 from mmsim import constants as c
 from mmsim.physical import free
-from mmsim.physical.fast import RequestPlan, alloc_one, free_one, plan_request
+from mmsim.physical.fast import RequestPlan, alloc_more, alloc_one, free_one, plan_request
 from mmsim.physical.freelist import (
     AllocContext,
     alloc_flags_nofragment,
@@ -62,8 +62,6 @@ class PageAllocator:
         if memory.wakeup_kswapd is _no_kswapd:
             memory.wakeup_kswapd = wakeup_kswapd
         self._warned_order = False
-        #: Where single pages come from, by CPU and GFP mask.
-        self._homes: dict[tuple[int, int], tuple[Zone | None, int, int, bool]] = {}
         #: Whether the common case takes :mod:`mmsim.physical.fast`; the result is the same.
         self.fast = True
         self._plans: dict[int, RequestPlan | None] = {}
@@ -79,9 +77,12 @@ class PageAllocator:
         """
         memory = self.memory
         if not order and nid is None and nodemask is None and self.fast:
-            pfn = self._alloc_one(gfp_mask)
+            plan = self._plans.get(gfp_mask << 16 | memory.cpu)
+            pfn = alloc_one(memory, plan) if plan is not None else self._new_plan(gfp_mask)
             if pfn is not None:
                 return pfn
+            if plan is not None and not plan.holds(memory):
+                del self._plans[gfp_mask << 16 | memory.cpu]
         if not 0 <= order < c.MAX_ORDER:
             self._warn_order(gfp_mask, order)
             return None
@@ -96,22 +97,13 @@ class PageAllocator:
                               gfp_flags=gfp_names(gfp_mask))
         return pfn
 
-    def _alloc_one(self, gfp_mask: int) -> int | None:
-        """The common case, by the plan for this mask on this CPU."""
-        memory = self.memory
-        key = gfp_mask << 16 | memory.cpu
-        plan = self._plans.get(key)
-        if plan is None:
-            if key in self._plans:
-                return None
-            plan = self._plans[key] = plan_request(memory, gfp_mask)
-            if plan is None:
-                return None
-        pfn = alloc_one(memory, plan)
-        if pfn is None and (plan.node.zonelist is not plan.zonelist or memory.cpu_to_node[memory.cpu] != plan.nid):
-            # Nodes have changed; the next request makes a new plan.
-            del self._plans[key]
-        return pfn
+    def _new_plan(self, gfp_mask: int) -> int | None:
+        """Make a plan for this mask on this CPU, and take a page by it if that is the common case."""
+        key = gfp_mask << 16 | self.memory.cpu
+        if key in self._plans:
+            return None
+        plan = self._plans[key] = plan_request(self.memory, gfp_mask)
+        return alloc_one(self.memory, plan) if plan is not None else None
 
     def alloc_single_pages(self, gfp_mask: int, count: int) -> list[int]:
         """Up to ``count`` single frames, at least one if there is any: the same that so many calls of :meth:`alloc_pages` give.
@@ -122,66 +114,10 @@ class PageAllocator:
         first = self.alloc_pages(gfp_mask)
         if first is None:
             return []
-        memory, pfns = self.memory, [first]
-        if count == 1 or memory.trace.enabled:
-            return pfns
-        zone, migratetype, highest_zoneidx, cma = self._homes.get((memory.cpu, gfp_mask)) or self._find_home(gfp_mask)
-        if zone is None or zone.boosted_watermark:
-            return pfns
-        pcp = zone.pageset[memory.cpu]
-        waiting = pcp.lists[migratetype]
-        free = zone.nr_free_pages - zone.nr_reserved_highatomic - (0 if cma else zone.nr_free_cma_pages)
-        if pcp.other_types or free <= zone.watermark[c.WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[highest_zoneidx]:
-            return pfns
-        more = [waiting.popleft() for _ in range(min(count - 1, len(waiting)))]
-        taken = len(more)
-        pcp.count -= taken
-        pcp.free_factor >>= taken
-        memory.counters[zone.pgalloc] += taken
-        if memory.config.numa:
-            zone_statistics(zone, zone, taken)
-        refcount = memory.frames.refcount
-        for pfn in more:
-            refcount[pfn] = 1
-        return pfns + more
-
-    def alloc_page(self, gfp_mask: int) -> int | None:
-        """A single frame: what :meth:`alloc_pages` gives, at a fraction of its cost where the CPU's list of the preferred zone has
-        one and the zone is far enough above its low watermark.
-        """
-        memory = self.memory
-        zone, migratetype, highest_zoneidx, cma = self._homes.get((memory.cpu, gfp_mask)) or self._find_home(gfp_mask)
-        if zone is not None and not memory.trace.enabled:
-            pcp = zone.pageset[memory.cpu]
-            waiting = pcp.lists[migratetype]
-            free = zone.nr_free_pages - zone.nr_reserved_highatomic - (0 if cma else zone.nr_free_cma_pages)
-            if waiting and not pcp.other_types and not zone.boosted_watermark and \
-                    free > zone.watermark[c.WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[highest_zoneidx]:
-                pfn = waiting.popleft()
-                pcp.count -= 1
-                pcp.free_factor >>= 1
-                memory.counters[zone.pgalloc] += 1
-                if memory.config.numa:
-                    stat = zone.numa_stat
-                    stat["numa_hit"] += 1
-                    stat["numa_local"] += 1
-                memory.frames.refcount[pfn] = 1
-                return pfn
-        return self.alloc_pages(gfp_mask)
-
-    def _find_home(self, gfp_mask: int) -> tuple[Zone | None, int, int, bool]:
-        """For single pages of a kind on the current CPU: the zone of its own node whose per-CPU list serves them (None if there is
-        none), the list's type, the highest zone, and whether free CMA pages count.
-        """
-        memory = self.memory
-        context, alloc_flags = prepare_alloc_pages(memory, gfp_mask, memory.cpu_to_node[memory.cpu])
-        zone, cma = context.preferred_zone, bool(alloc_flags & c.ALLOC_CMA)
-        if zone is not None and (zone.nid != memory.cpu_to_node[memory.cpu] or context.migratetype >= c.MIGRATE_PCPTYPES or not
-                                 (cma or context.migratetype != c.MIGRATE_MOVABLE or zone.migrate_cma < 0)):
-            zone = None
-        home = (zone, context.migratetype, context.highest_zoneidx, cma)
-        self._homes[memory.cpu, gfp_mask] = home
-        return home
+        plan = self._plans.get(gfp_mask << 16 | self.memory.cpu)
+        if count == 1 or plan is None or not self.fast:
+            return [first]
+        return [first, *alloc_more(self.memory, plan, count - 1)]
 
     def free_pages(self, pfn: int, order: int = 0) -> None:
         """Give back a block that :meth:`alloc_pages` returned (5.17: mm/page_alloc.c, __free_pages())."""

@@ -92,7 +92,7 @@ def first_write(process: Process, addr: int, table: array[int], index: int) -> b
     if vma is None or user.trace.enabled or user.split_rss or vma.anon_vma is None or vma.vm_file is not None or vma.special \
             or vma.vm_flags & (VM_WRITE | VM_SHARED | VM_LOCKED) != VM_WRITE:
         return False
-    pfn = user.allocator.alloc_page(GFP_ZEROED)
+    pfn = user.allocator.alloc_pages(GFP_ZEROED)
     if pfn is None:
         return False
     frames, space = user.frames, process.space

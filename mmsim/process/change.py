@@ -201,6 +201,6 @@ def _madvise_remove(space: AddressSpace, vma: Vma, start: int, end: int) -> None
     file = vma.vm_file
     assert file is not None
     first, last = vma.pgoff_at(start), vma.pgoff_at(end)
-    unmap_mapping_range(file.i_mmap, first, last)
+    unmap_mapping_range(file.i_mmap, first, last, even_cows=False)
     for index in [index for index in file.cache if first <= index < last]:
         space.user.delete_from_page_cache(file, index)

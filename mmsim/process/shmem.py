@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from mmsim.constants import OVERCOMMIT_NEVER, VM_NORESERVE
 from mmsim.process.mm import Mm
+from mmsim.process.user_memory import UserMemory
 from mmsim.process.vma import MappedFile
+from mmsim.process.zap import unmap_mapping_range
 
-__all__ = ["memfd_create", "newseg", "shmem_evict_inode", "shmem_file_setup"]
+__all__ = ["memfd_create", "newseg", "shmem_evict_inode", "shmem_file_setup", "truncate_setsize"]
 
 
 def shmem_file_setup(mm: Mm, path: str, pages: int, vm_flags: int) -> MappedFile:
@@ -34,6 +36,18 @@ def newseg(mm: Mm, pages: int, noreserve: bool = False) -> MappedFile:
     file = shmem_file_setup(mm, "/SYSV00000000 (deleted)", pages, flags)
     file.has_close, file.map_pages = True, False
     return file
+
+
+def truncate_setsize(user: UserMemory, file: MappedFile, pages: int) -> None:
+    """Give a file another size; pages beyond it go, wherever they are mapped, and private copies of them too.
+
+    5.17: mm/truncate.c, truncate_setsize(), truncate_pagecache().
+    """
+    if pages < file.pages:
+        unmap_mapping_range(file.i_mmap, pages, file.pages, even_cows=True)
+        file.pages = pages
+        user.truncate(file, pages)
+    file.pages = pages
 
 
 def shmem_evict_inode(mm: Mm, file: MappedFile) -> None:

@@ -94,7 +94,7 @@ class UserMemory:
         self.mapping: dict[int, AnonVma | MappedFile] = {}
         #: page->index: which page of its owner it is.
         self.index = machine.frames.column("index")
-        self.lru = LruBatches(machine.memory, self.put_page)
+        self.lru = LruBatches(machine.memory, self.put_page, machine.rules.lru_batch)
         #: The page of zeros that reads of untouched memory see: empty_zero_page in the kernel's .bss.
         self.zero_pfn = align_up(machine.image.bss[0], 1 << PAGE_SHIFT) >> PAGE_SHIFT
         #: NR_ANON_MAPPED, NR_FILE_MAPPED, NR_SHMEM, NR_MLOCK, NR_FILE_PAGES (of which NR_SHMEM is part).
@@ -123,14 +123,14 @@ class UserMemory:
 
     def alloc_zeroed_page(self) -> int | None:
         """A frame of zeros for a user, or None (5.17: alloc_zeroed_user_highpage_movable())."""
-        pfn = self.allocator.alloc_page(GFP_ZEROED)
+        pfn = self.allocator.alloc_pages(GFP_ZEROED)
         if pfn is not None:
             self.contents.drop(pfn)
         return pfn
 
     def alloc_page(self) -> int | None:
         """A frame for a user who fills it, or None (5.17: mm/mempolicy.c, alloc_pages_vma())."""
-        return self.allocator.alloc_page(GFP_HIGHUSER_MOVABLE)
+        return self.allocator.alloc_pages(GFP_HIGHUSER_MOVABLE)
 
     def put_page(self, pfn: int) -> None:
         """Drop a reference; free the page if it was the last (5.17: include/linux/mm.h, put_page())."""
@@ -251,17 +251,25 @@ class UserMemory:
     def add_to_page_cache(self, file: MappedFile, index: int, mm: Mm) -> int | None:
         """Make a page of a file, for a process of ``mm``, with what the file holds there; None if there is no frame.
 
-        Raise ENOMEM if it is shared memory whose page cannot be promised. 5.17: mm/filemap.c, __filemap_add_folio(); mm/shmem.c,
-        shmem_getpage_gfp(), shmem_acct_block().
+        Raise ENOMEM if it is shared memory whose page cannot be promised.
         """
+        return self._shmem_getpage_gfp(file, index, mm) if file.is_shmem else self._filemap_add_folio(file, index)
+
+    def _shmem_getpage_gfp(self, file: MappedFile, index: int, mm: Mm) -> int | None:
+        """A missing page of shared memory (5.17: mm/shmem.c, shmem_getpage_gfp(), shmem_acct_block())."""
         if file.noreserve:
             mm.charge(1)
             file.charged += 1
+        pfn = self._filemap_add_folio(file, index)
+        if pfn is None and file.noreserve:
+            self.overcommit.uncharge(1)
+            file.charged -= 1
+        return pfn
+
+    def _filemap_add_folio(self, file: MappedFile, index: int) -> int | None:
+        """A new page with its place in the page cache (mm/filemap.c, filemap_add_folio(); shmem_add_to_page_cache())."""
         pfn = self.allocator.alloc_pages(GFP_HIGHUSER_MOVABLE)
         if pfn is None:
-            if file.noreserve:
-                self.overcommit.uncharge(1)
-                file.charged -= 1
             return None
         self.contents.drop(pfn)
         data = file.content(index) if file.content is not None else b""

@@ -9,7 +9,7 @@ finds an address from a page.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mmsim.constants import (
@@ -160,6 +160,10 @@ class MappedFile:
     def is_shmem(self) -> bool:
         """Shared memory, nameless or with a name (5.17: shmem_mapping())."""
         return self.shmem_zero or self.shmem
+
+    def reopen(self, *, readable: bool = True, writable: bool = True) -> MappedFile:
+        """The same file, opened another way: pages and mappings are one."""
+        return replace(self, readable=readable, writable=writable, mappings=0, charged=0, shmem_zero=False)
 
     def __repr__(self) -> str:
         return f"<MappedFile {self.path}, {self.pages} pages>"

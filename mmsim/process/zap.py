@@ -12,12 +12,12 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 from mmsim.constants import (
-    MM_ANONPAGES,
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     _PAGE_PRESENT,
     _PAGE_PROTNONE,
     _PAGE_SPECIAL,
+    MM_ANONPAGES,
     PTE_PFN_MASK,
     VM_SEQ_READ,
 )
