@@ -1,8 +1,8 @@
 """A running program as an allocator sees it: system calls, and memory that is read and written.
 
 :class:`Program` is the interface. :class:`PlainProgram` fulfils it with an address space alone: pages come into being at their first
-access and faults are counted, but no frame stands behind them. :class:`ProcessProgram` is the same for a whole process of the
-machine.
+access and faults are counted, but no frame stands behind them. :class:`~mmsim.malloc.process_program.ProcessProgram` is a process of the
+machine, all the way down to page tables and buddy blocks.
 
     >>> program = PlainProgram()
     >>> heap = program.sbrk(8192)
@@ -78,6 +78,7 @@ class Program(Protocol):
     """What an allocator needs. System calls return the kernel's values: an address, 0, or a negative errno."""
 
     trace: Trace
+    curbrk: int
 
     def brk(self, addr: int) -> int: ...
     def sbrk(self, increment: int) -> int: ...
@@ -105,7 +106,8 @@ def map_anonymous(program: Program, length: int) -> int:
 class _Sbrk:
     """sbrk(), which is the library's and not the kernel's: shared by all kinds of program."""
 
-    _curbrk = 0
+    #: Where the library believes the heap's end to be; 0: it has not asked yet.
+    curbrk = 0
 
     def brk(self, addr: int) -> int:
         raise NotImplementedError
@@ -116,15 +118,15 @@ class _Sbrk:
         The library remembers where the end is and asks the kernel only once. 2.36: misc/sbrk.c, __sbrk();
         sysdeps/unix/sysv/linux/brk.c, __brk().
         """
-        if not self._curbrk:
-            self._curbrk = self.brk(0)
-        old = self._curbrk
+        if not self.curbrk:
+            self.curbrk = self.brk(0)
+        old = self.curbrk
         if increment == 0:
             return old
         if not 0 <= old + increment <= U64_MAX:
             return -12
-        self._curbrk = self.brk(old + increment)
-        return old if self._curbrk >= old + increment else -12
+        self.curbrk = self.brk(old + increment)
+        return old if self.curbrk >= old + increment else -12
 
 
 class Calls(_Sbrk):

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmsim.constants import PROT_READ, PROT_WRITE
 from mmsim.errors import InputError, InvariantError
-from mmsim.malloc.glibc.layout import HEAP_MAX_SIZE, bin_index, largebin_index
+from mmsim.malloc.glibc.layout import bin_index, largebin_index
 from mmsim.malloc.glibc.params import (
     M_MMAP_THRESHOLD,
     M_MXFAST,
@@ -398,80 +397,6 @@ def test_without_a_thread_cache_every_free_goes_to_the_arena() -> None:
     a, _b = libc.malloc(24), libc.malloc(24)
     libc.free(a)
     assert [block.state for block in libc.walk()] == ["other", "free", "used", "top"]
-
-
-# -- threads -------------------------------------------------------------------------------------------------
-
-def test_a_second_thread_gets_an_arena_at_a_multiple_of_64_mib_opened_by_132_kib(program: Calls) -> None:
-    libc = Ptmalloc(program)
-    libc.malloc(1)
-    libc.switch_to(libc.pthread_create())
-    program.made.clear()
-    memory = libc.malloc(1)
-    assert program.made[0] == ("mmap", 128 * MIB)
-    assert sum(size for name, size in program.made if name == "munmap") in (64 * MIB, 0)
-    assert memory % HEAP_MAX_SIZE == 48 + 2200 + 8 + 656 + 16
-    (area,) = [vma for vma in program.mm if vma.vm_start == memory & -HEAP_MAX_SIZE]
-    assert area.vm_end - area.vm_start == 135_168 and area.vm_flags & 3 == PROT_READ | PROT_WRITE
-    assert not libc.in_main_arena(memory - 16)
-    libc.check()
-
-
-def test_an_arenas_heap_grows_by_mprotect_and_a_second_heap_follows_when_64_mib_are_full(program: Calls) -> None:
-    libc = Ptmalloc(program, tunables={"mmap_threshold": 32 * MIB})
-    libc.switch_to(libc.pthread_create())
-    held = [libc.malloc(20 * MIB) for _ in range(4)]
-    bases = [memory & -HEAP_MAX_SIZE for memory in held]
-    assert bases[0] == bases[1] == bases[2] != bases[3]
-    libc.check()
-    unmapped = program.made.count(("munmap", HEAP_MAX_SIZE))
-    libc.free(held[3])
-    assert program.made.count(("munmap", HEAP_MAX_SIZE)) == unmapped + 1        # a heap that holds nothing goes
-    libc.check()
-    for memory in held[:3]:
-        libc.free(memory)
-        libc.check()
-
-
-def test_a_chunk_returns_to_the_arena_it_came_from(program: Calls) -> None:
-    libc = Ptmalloc(program, tunables={"tcache_count": 0})
-    first, second = libc.thread, libc.pthread_create()
-    mine = libc.malloc(2000)
-    libc.switch_to(second)
-    theirs = libc.malloc(2000)
-    libc.free(mine)
-    libc.switch_to(first)
-    libc.free(theirs)
-    libc.check()
-    assert libc.mallinfo2().fordblks == libc.mallinfo2().arena - libc.mallinfo2().uordblks
-    assert [block.state for block in libc.walk()].count("used") == 0
-
-
-def test_a_thread_that_ends_leaves_its_arena_to_the_next() -> None:
-    libc = plain()
-    libc.switch_to(libc.pthread_create())
-    memory = libc.malloc(100)
-    libc.free(memory)
-    libc.pthread_exit()
-    libc.check()
-    assert [block.state for block in libc.walk() if block.address > libc.main_arena.top].count("cached") == 0
-    libc.switch_to(libc.pthread_create())
-    assert libc.malloc(100) & -HEAP_MAX_SIZE == memory & -HEAP_MAX_SIZE
-    assert len(list(libc.arenas())) == 2
-    with pytest.raises(InputError):
-        libc.switch_to(libc.threads[0])
-        libc.pthread_exit()
-
-
-def test_there_are_8_arenas_a_core_and_then_threads_share() -> None:
-    libc = Ptmalloc(PlainProgram(), cores=1)
-    libc.malloc(1)
-    for _ in range(12):
-        libc.switch_to(libc.pthread_create())
-        libc.malloc(1)
-    assert libc.narenas == len(list(libc.arenas())) == 9
-    assert sum(arena.attached_threads for arena in libc.arenas()) == 13
-    libc.check()
 
 
 # -- check() -------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def mremap_of_an_odd_mapping(libc: Ptmalloc) -> None:
 def break_behind_our_back(libc: Ptmalloc) -> None:
     libc.malloc(100_000)
     libc.program.brk(libc.mp.sbrk_base + 0x20000)
-    libc.program._curbrk = libc.mp.sbrk_base + 0x20000          # type: ignore[attr-defined]
+    libc.program.curbrk = libc.mp.sbrk_base + 0x20000
     libc.malloc(100_000)
 
 

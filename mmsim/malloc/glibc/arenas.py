@@ -10,7 +10,7 @@ from mmsim.malloc.glibc.layout import CHUNK_HDR_SZ, MALLOC_ALIGN_MASK, MALLOC_AL
 from mmsim.malloc.glibc.library import Library
 from mmsim.malloc.glibc.state import SIZEOF_MALLOC_STATE, Arena
 
-__all__ = ["arena_get", "arena_get_retry", "arena_thread_freeres", "current_arena"]
+__all__ = ["arena_get", "arena_get_retry", "arena_thread_freeres", "current_arena", "leave_arenas"]
 
 
 def current_arena(lib: Library, size: int) -> Arena | None:
@@ -124,5 +124,18 @@ def arena_thread_freeres(lib: Library) -> None:
     if arena is not None:
         arena.attached_threads -= 1
         if arena.attached_threads == 0:
+            arena.next_free = lib.free_list
+            lib.free_list = arena.address
+
+
+def leave_arenas(lib: Library) -> None:
+    """Threads did not come along into a forked child: their arenas are free for threads to come.
+
+    2.36: malloc/arena.c, __malloc_fork_unlock_child().
+    """
+    lib.free_list = 0
+    for arena in lib.arenas():
+        arena.attached_threads = int(arena == lib.thread.arena)
+        if arena != lib.thread.arena:
             arena.next_free = lib.free_list
             lib.free_list = arena.address

@@ -15,10 +15,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from mmsim.errors import InputError
 from mmsim.malloc.allocator import Allocator, Block
-from mmsim.malloc.glibc.arenas import arena_get, arena_get_retry, arena_thread_freeres, current_arena
+from mmsim.malloc.glibc.arenas import arena_get, arena_get_retry, arena_thread_freeres, current_arena, leave_arenas
 from mmsim.malloc.glibc.bins import malloc_consolidate
 from mmsim.malloc.glibc.check import check_arena, walk_arena
 from mmsim.malloc.glibc.chunks import assertion, chunk2mem, malloc_printerr, mem2chunk
@@ -31,7 +32,6 @@ from mmsim.malloc.glibc.layout import (
     MINSIZE,
     PTRDIFF_MAX,
     SIZE_SZ,
-    TCACHE_MAX_BINS,
     aligned_OK,
     checked_request2size,
     csize2tidx,
@@ -41,7 +41,7 @@ from mmsim.malloc.glibc.mapped import adjust_thresholds, mremap_chunk, munmap_ch
 from mmsim.malloc.glibc.memalign import int_memalign
 from mmsim.malloc.glibc.realloc import int_realloc
 from mmsim.malloc.glibc.state import SIZEOF_MALLOC_STATE, Arena
-from mmsim.malloc.glibc.tcache import SIZEOF_TCACHE, tcache_count, tcache_entries, tcache_get
+from mmsim.malloc.glibc.tcache import SIZEOF_TCACHE, tcache_count, tcache_get, tcache_thread_shutdown
 from mmsim.malloc.glibc.trim import mtrim
 from mmsim.malloc.program import Program, map_anonymous
 from mmsim.units import PAGE_SIZE, U64_MAX, align_up, u64
@@ -342,21 +342,30 @@ class Ptmalloc(Library, Allocator):
     def pthread_exit(self) -> None:
         """The running thread ends: its cache is freed chunk by chunk, its arena left to others; the first thread runs on.
 
-        2.36: malloc/malloc.c, tcache_thread_shutdown(); malloc/arena.c, __malloc_arena_thread_freeres().
+        2.36: malloc/arena.c, __malloc_arena_thread_freeres().
         """
-        thread, cache = self.thread, self.thread.tcache
+        thread = self.thread
         if thread is self.threads[0]:
             raise InputError("the first thread ends with the process")
-        thread.tcache_shutting_down = True
-        if cache:
-            cached = [(index, tcache_entries(self, index)) for index in range(TCACHE_MAX_BINS)]
-            thread.tcache = 0
-            for _index, entries in cached:
-                for memory in entries:
-                    if not aligned_OK(memory):
-                        malloc_printerr("tcache_thread_shutdown(): unaligned tcache chunk detected")
-                    self.free(memory)
-            self.free(cache)
+        tcache_thread_shutdown(self, self.free)
         arena_thread_freeres(self)
         self.threads.remove(thread)
         self.thread = self.threads[0]
+
+    def fork(self, program: Program) -> Ptmalloc:
+        """The library in a forked child, whose memory ``program`` is: the running thread is its only one.
+
+        2.36: malloc/arena.c, __malloc_fork_unlock_child().
+        """
+        child = Ptmalloc(program, self.main_arena.address, self.tunables, self.cores, self.tcache_key)
+        child.mp = replace(self.mp)
+        child.initialised, child.single_thread, child.regions = self.initialised, self.single_thread, self.regions[:]
+        child.narenas, child.narenas_limit = self.narenas, self.narenas_limit
+        child.next_to_use, child.aligned_heap_area = self.next_to_use, self.aligned_heap_area
+        own = self.thread.arena
+        child.thread = replace(self.thread, arena=child.arena(own.address) if own is not None else None)
+        child.threads = [child.thread]
+        program.curbrk = self.program.curbrk
+        if child.initialised:
+            leave_arenas(child)
+        return child

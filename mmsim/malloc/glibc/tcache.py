@@ -7,12 +7,14 @@ which a second free is noticed.  2.36: malloc/malloc.c, tcache_put(), tcache_get
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mmsim.malloc.glibc.chunks import chunk2mem, malloc_printerr
 from mmsim.malloc.glibc.layout import TCACHE_MAX_BINS, aligned_OK, protect_ptr
 from mmsim.malloc.glibc.library import Library
 
 __all__ = ["SIZEOF_TCACHE", "tcache_count", "tcache_entries", "tcache_free", "tcache_get", "tcache_next", "tcache_put",
-           "tcache_set_entry"]
+           "tcache_set_entry", "tcache_thread_shutdown"]
 
 SIZEOF_TCACHE = TCACHE_MAX_BINS * (2 + 8)
 _ENTRIES = TCACHE_MAX_BINS * 2
@@ -94,3 +96,18 @@ def tcache_entries(lib: Library, index: int) -> list[int]:
         found.append(memory)
         memory = tcache_next(lib, memory)
     return found
+
+
+def tcache_thread_shutdown(lib: Library, free: Callable[[int], None]) -> None:
+    """The thread ends: free what it has cached, chunk by chunk, and the cache itself.
+
+    2.36: malloc/malloc.c, tcache_thread_shutdown().
+    """
+    thread, cache = lib.thread, lib.thread.tcache
+    cached = [memory for index in range(TCACHE_MAX_BINS) for memory in tcache_entries(lib, index)] if cache else []
+    thread.tcache, thread.tcache_shutting_down = 0, True
+    for memory in cached:
+        if not aligned_OK(memory):
+            malloc_printerr("tcache_thread_shutdown(): unaligned tcache chunk detected")
+        free(memory)
+    free(cache)
