@@ -64,19 +64,25 @@ def plan_request(memory: PhysicalMemory, gfp_mask: int) -> RequestPlan | None:
     return RequestPlan(memory, zone, node, context.migratetype, context.highest_zoneidx, bool(alloc_flags & ALLOC_CMA))
 
 
-def alloc_one(memory: PhysicalMemory, plan: RequestPlan) -> int | None:
-    """A single page from the CPU's list; None, and nothing done, if this is not the common case."""
-    zone, waiting = plan.zone, plan.waiting
+def _gives(memory: PhysicalMemory, plan: RequestPlan) -> bool:
+    """Whether a page may be taken from the CPU's list: some wait there, the zone is above its low mark, and nobody listens."""
+    zone = plan.zone
     free = zone.nr_free_pages - zone.nr_reserved_highatomic
     if not plan.uses_cma:
         free -= zone.nr_free_cma_pages
-    if not waiting or zone.boosted_watermark or memory.trace.enabled or plan.node.zonelist is not plan.zonelist or plan.cpu_to_node is not memory.cpu_to_node \
-            or 0 <= free <= zone.watermark[WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[plan.reserve_index]:
+    if not plan.waiting or zone.boosted_watermark or memory.trace.enabled or plan.node.zonelist is not plan.zonelist or \
+            plan.cpu_to_node is not memory.cpu_to_node:
+        return False
+    # Below 0 the kernel's comparison of unsigned numbers lets a request pass.
+    return free < 0 or free > zone.watermark[WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[plan.reserve_index]
+
+
+def alloc_one(memory: PhysicalMemory, plan: RequestPlan) -> int | None:
+    """A single page from the CPU's list; None, and nothing done, if this is not the common case."""
+    waiting, refcount = plan.waiting, plan.refcount
+    if not _gives(memory, plan) or refcount[waiting[0]]:
         return None
-    refcount, pfn = plan.refcount, waiting.popleft()
-    if refcount[pfn]:
-        waiting.appendleft(pfn)
-        return None
+    pfn = waiting.popleft()
     refcount[pfn] = 1
     pcp = plan.pcp
     pcp.free_factor >>= 1
@@ -88,6 +94,27 @@ def alloc_one(memory: PhysicalMemory, plan: RequestPlan) -> int | None:
     stat["numa_hit"] += 1
     stat[plan.near] += 1
     return pfn
+
+
+def alloc_more(memory: PhysicalMemory, plan: RequestPlan, count: int) -> list[int]:
+    """Up to ``count`` pages that wait on the CPU's list: what so many calls of :func:`alloc_one` give, until the first None."""
+    waiting, refcount, pcp = plan.waiting, plan.refcount, plan.pcp
+    if pcp.other_types or not _gives(memory, plan):
+        return []
+    pfns = [waiting.popleft() for _ in range(min(count, len(waiting)))]
+    for taken, pfn in enumerate(pfns):
+        if refcount[pfn]:
+            waiting.extendleft(reversed(pfns[taken:]))
+            del pfns[taken:]
+            break
+        refcount[pfn] = 1
+    taken = len(pfns)
+    pcp.count -= taken
+    pcp.free_factor >>= taken
+    plan.counters[plan.pgalloc] += taken
+    plan.numa_stat["numa_hit"] += taken
+    plan.numa_stat[plan.near] += taken
+    return pfns
 
 
 def free_one(memory: PhysicalMemory, pfn: int) -> bool:
