@@ -171,3 +171,15 @@ def test_figures_of_the_measurement_are_those_in_the_text() -> None:
     shown = "".join(json.dumps(cell.outputs) for cell in cells(CHAPTER) if "remote_frees" in cell.text)
     for chain in (0, 1, 16):
         assert str(round(ch06.remote_frees(chain)[0])) in shown
+
+
+def test_inodes_of_624_bytes_and_what_a_node_keeps() -> None:
+    assert [(layout.order, layout.objects) for layout in (calculate_sizes(624, 8, 0, cpus) for cpus in (2, 4))] == [(1, 13), (2, 26)]
+    assert [kmalloc_layout(size, 0, 4).min_partial for size in (2048, 4096)] == [5, 6]
+
+
+def test_the_per_cpu_chunk_of_the_recorded_6_1_is_61_pages() -> None:
+    boots = (BOOK.parent / "tests/golden/recordings/linux-6.1").glob("boot.txt")
+    log = "".join(path.read_text() for path in boots)
+    found = re.search(r"percpu: Embedded 61 pages/cpu s(\d+) r(\d+) d(\d+)", log)
+    assert found and tuple(map(int, found.groups())) == (212_992, 8192, 28_672) and sum(map(int, found.groups())) == 61 * PAGE_SIZE

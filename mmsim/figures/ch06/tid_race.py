@@ -101,7 +101,7 @@ class _Words:
         was = (str(read.cpu), race.name(read.obj), str(read.tid)) if read else ("–", "–", "–")
         first, step = width * 0.34, 27.0
         column = (width - first) / 3
-        for place, words in enumerate(("the task read", "is there now", "the same?")):
+        for place, words in enumerate(("it read", "now", "same?") if scene.narrow else ("the task read", "is there now", "the same?")):
             scene.text(f"{key}.head{place}", x + first + column * (place + 0.5), y + 12, words, "small", "muted", "middle")
         top = y + 18
         for row, (label, before, after) in enumerate(zip(("CPU", "first object", "tid"), was, now, strict=True)):
@@ -113,14 +113,13 @@ class _Words:
             for place, words in enumerate((before, after)):
                 scene.box(f"{name}.{place}", x + first + column * place + 4, top + 1, column - 8, 22, words,
                           "error" if bad else "", cls="" if bad else "panel", style="mono")
-            verdict = "" if read is None else ("yes" if same else "NO") if compared else "not compared"
+            verdict = "" if read is None else ("yes" if same else "NO") if compared else "–" if scene.narrow else "not compared"
             scene.text(f"{name}.verdict", x + first + column * 2.5, top + 17, verdict, "small",
                        "warn" if verdict == "NO" else "strong" if verdict == "yes" else "muted", "middle", column)
             top += step
         if read is not None:
             words = f"If all compared words are the same, the list will begin with {race.name(read.following)}."
-            scene.text(f"{key}.next", x, top + 14, words, "small", "muted", width=width)
-            top += 20
+            top += 4 + scene.paragraph(f"{key}.next", x, top + 4, words, width, "small", "muted")
         scene.height = max(scene.height, round(top, 1))
         return top - y
 
