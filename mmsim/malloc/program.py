@@ -96,6 +96,8 @@ class Program(Protocol):
 
     @property
     def minflt(self) -> int: ...
+    @property
+    def overcommit_memory(self) -> int: ...
 
 
 def map_anonymous(program: Program, length: int) -> int:
@@ -133,6 +135,11 @@ class Calls(_Sbrk):
     """The system calls of a program that has :class:`~mmsim.process.syscalls.SystemCalls`."""
 
     calls: SystemCalls
+
+    @property
+    def overcommit_memory(self) -> int:
+        """What /proc/sys/vm/overcommit_memory says."""
+        return self.calls.mm.overcommit.policy
 
     def brk(self, addr: int) -> int:
         return self.calls.brk(addr)

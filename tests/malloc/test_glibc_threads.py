@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mmsim.constants import PROT_READ, PROT_WRITE
+from mmsim.constants import OVERCOMMIT_GUESS, OVERCOMMIT_NEVER, PROT_READ, PROT_WRITE
 from mmsim.errors import InputError
 from mmsim.malloc.glibc.layout import HEAP_MAX_SIZE
 from mmsim.malloc.glibc.ptmalloc import Ptmalloc
 from mmsim.malloc.process_program import ProcessProgram
 from mmsim.malloc.program import PlainProgram
+from mmsim.process.mm import Mm
+from mmsim.process.overcommit import Overcommit
 from mmsim.reference import ref256
 from mmsim.units import MIB
 
@@ -64,6 +66,22 @@ def test_an_arenas_heap_grows_by_mprotect_and_a_second_heap_follows_when_64_mib_
     for memory in held[:3]:
         libc.free(memory)
         libc.check()
+
+
+@pytest.mark.parametrize(("policy", "kept"), [(OVERCOMMIT_GUESS, True), (OVERCOMMIT_NEVER, False)])
+def test_a_heap_that_shrinks_gives_its_promise_back_only_where_promises_are_counted(policy: int, kept: bool) -> None:
+    program = PlainProgram(Mm(overcommit=Overcommit(policy=policy)))
+    libc = Ptmalloc(program, tunables={"mmap_threshold": 32 * MIB})
+    libc.switch_to(libc.pthread_create())
+    libc.malloc(1)
+    memory = libc.malloc(8 * MIB)
+    program.fill(memory, 8 * MIB, 1)
+    promised, resident = program.mm.overcommit.committed, program.rss_pages
+    libc.free(memory)
+    assert program.rss_pages < resident - 1900
+    assert (program.mm.overcommit.committed == promised) == kept
+    assert libc.malloc(8 * MIB) == memory and program.read_word(memory + MIB) == 0
+    libc.check()
 
 
 def test_a_chunk_returns_to_the_arena_it_came_from(program: Calls) -> None:

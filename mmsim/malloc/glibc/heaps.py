@@ -137,11 +137,14 @@ def grow_heap(lib: Library, heap: Heap, difference: int) -> bool:
 
 
 def shrink_heap(lib: Library, heap: Heap, difference: int) -> bool:
-    """Make a heap shorter: its pages go, its address space stays. 2.36: malloc/arena.c, shrink_heap()."""
+    """Make a heap shorter: its pages go, its address space stays; in overcommit mode 2 the promise goes too.
+
+    2.36: malloc/arena.c, shrink_heap().
+    """
     size = heap.size - difference
     if size < SIZEOF_HEAP_INFO:
         return False
-    if lib.may_shrink_heap:
+    if lib.check_may_shrink_heap():
         if lib.program.mmap(heap.address + size, difference, PROT_NONE, _PRIVATE | MAP_FIXED) < 0:
             return False
         heap.mprotect_size = size

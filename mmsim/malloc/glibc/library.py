@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mmsim.constants import OVERCOMMIT_NEVER
 from mmsim.malloc.glibc.chunks import Chunks, chunk2mem
 from mmsim.malloc.glibc.layout import HEAP_MAX_SIZE, NON_MAIN_ARENA, SIZE_SZ
 from mmsim.malloc.glibc.params import MallocPar
@@ -52,9 +53,16 @@ class Library(Chunks):
         self.free_list = 0
         self.next_to_use = 0
         self.aligned_heap_area = 0
-        #: Does overcommit mode 2 make shrinking heaps unmap? 2.36: sysdeps/unix/sysv/linux/malloc-sysdep.h,
-        #: check_may_shrink_heap().
-        self.may_shrink_heap = False
+        self._may_shrink_heap: bool | None = None
+
+    def check_may_shrink_heap(self) -> bool:
+        """Where promises are counted (overcommit mode 2), a heap that shrinks must give its promise back; asked once.
+
+        2.36: sysdeps/unix/sysv/linux/malloc-sysdep.h, check_may_shrink_heap().
+        """
+        if self._may_shrink_heap is None:
+            self._may_shrink_heap = self.program.overcommit_memory == OVERCOMMIT_NEVER
+        return self._may_shrink_heap
 
     def arena(self, address: int) -> Arena:
         """The arena at an address."""

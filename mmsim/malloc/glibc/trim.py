@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmsim.constants import MADV_DONTNEED
 from mmsim.malloc.glibc.bins import malloc_consolidate
+from mmsim.malloc.glibc.chunks import assertion
 from mmsim.malloc.glibc.layout import MINSIZE, NBINS, PREV_INUSE, bin_index
 from mmsim.malloc.glibc.library import Library
 from mmsim.malloc.glibc.state import Arena
@@ -51,8 +52,9 @@ def mtrim(lib: Library, av: Arena, pad: int) -> bool:
             if size < PAGE_SIZE + _SIZEOF_MALLOC_CHUNK:
                 continue
             start = align_up(chunk + _SIZEOF_MALLOC_CHUNK, PAGE_SIZE)
+            assertion(u64(chunk + size) > start, "mtrim", "(char *) p + size > paligned_mem")
             length = align_down(chunk + size - start, PAGE_SIZE)
-            if length > 0:
+            if length:
                 lib.program.madvise(start, length, MADV_DONTNEED)
                 result = True
     if lib.is_main(av) and systrim(lib, av, pad):
