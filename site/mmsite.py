@@ -33,7 +33,7 @@ SITE = Path(__file__).resolve().parent
 ROOT = SITE.parent
 STATIC = ("mm-figure.js", "mm-figure.css", "mm-python.js", "mm-worker.js", "mm-theme.css", "mm-book.css", "mm-terms.js")
 FOLDER = "mm"                       # the static files stand in _static/mm/
-PARTS = ("mm_glossary",)            # extensions beside this one
+PARTS = ("mm_glossary", "mm_symbols", "mm_bibliography")      # extensions beside this one
 
 # The icons that sphinx-book-theme and pydata-sphinx-theme put into their buttons.
 ICONS = (
@@ -212,8 +212,9 @@ class LinkedSources(SphinxPostTransform):
     default_priority = 900              # after sphinxcontrib-bibtex has written its entries
 
     def run(self, **kwargs: Any) -> None:
-        for citation in self.document.findall(nodes.citation):
-            for text in list(citation.findall(nodes.Text)):
+        entries = [*self.document.findall(nodes.citation), *(item for item in self.document.findall(nodes.list_item) if item["ids"])]
+        for entry in entries:
+            for text in list(entry.findall(nodes.Text)):
                 if isinstance(text.parent, nodes.reference) or "://" not in text:
                     continue
                 parts: list[nodes.Node] = []
@@ -249,6 +250,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", add_assets)
     app.connect("html-page-context", mend_roles)
     app.connect("build-finished", drop_files)
+    if str(ROOT) not in sys.path:                        # the parts share tables with tools/
+        sys.path.insert(0, str(ROOT))
     for part in PARTS:
         app.setup_extension(part)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

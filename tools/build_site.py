@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
 STAMP = ROOT / "_build" / "site.sha256"
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"      # the package has no __main__
-INPUTS = ("book", "mmsim", "site", "tools", "_config.yml", "_toc.yml", "requirements.txt")
+INPUTS = ("book", "mmsim", "site", "tools", "_config.yml", "_toc.yml", "requirements.txt",
+          *(f"tests/golden/symbols-{release}.tsv.gz" for release in ("5.17", "6.1", "6.12", "6.18")))
 
 
 def inputs() -> list[Path]:

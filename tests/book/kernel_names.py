@@ -9,23 +9,18 @@ import re
 from functools import cache
 from pathlib import Path
 
+from tools import kernel_symbols
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-INDEXED = ("5.17", "6.1", "6.12", "6.18")
+INDEXED = kernel_symbols.RELEASES
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
 
 @cache
 def index(release: str) -> tuple[frozenset[str], frozenset[str]]:
     """The symbols and the files of a release."""
-    symbols, files = set(), set()
-    with gzip.open(GOLDEN / f"symbols-{release}.tsv.gz", "rt") as lines:
-        for line in lines:
-            if not line.startswith("#"):
-                symbol, _, file, *_ = line.split("\t")
-                symbols.add(symbol)
-                files.add(file)
-    return frozenset(symbols), frozenset(files)
+    return frozenset(kernel_symbols.index(release)), kernel_symbols.files(release)
 
 
 def index_for(release: str) -> str:
