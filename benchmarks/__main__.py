@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row
 
-SUBJECTS = ("allocator", "early", "paging", "malloc", "drawing", "page")
+SUBJECTS = ("allocator", "early", "paging", "process", "malloc", "drawing", "page")
 HEADINGS = ("subject", "what", "ours", "other", "against", "ratio", "target")
 
 

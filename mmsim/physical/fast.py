@@ -79,8 +79,14 @@ def _gives(memory: PhysicalMemory, plan: RequestPlan) -> bool:
 
 def alloc_one(memory: PhysicalMemory, plan: RequestPlan) -> int | None:
     """A single page from the CPU's list; None, and nothing done, if this is not the common case."""
-    waiting, refcount = plan.waiting, plan.refcount
-    if not _gives(memory, plan) or refcount[waiting[0]]:
+    zone, waiting, refcount = plan.zone, plan.waiting, plan.refcount
+    # _gives(), written out.
+    free = zone.nr_free_pages - zone.nr_reserved_highatomic
+    if not plan.uses_cma:
+        free -= zone.nr_free_cma_pages
+    if not waiting or zone.boosted_watermark or memory.trace.enabled or plan.node.zonelist is not plan.zonelist or \
+            plan.cpu_to_node is not memory.cpu_to_node or refcount[waiting[0]] or \
+            0 <= free <= zone.watermark[WMARK_LOW] + zone.watermark_boost + zone.lowmem_reserve[plan.reserve_index]:
         return None
     pfn = waiting.popleft()
     refcount[pfn] = 1

@@ -35,11 +35,22 @@ def state(machine):
 STEPS = st.lists(st.one_of(
     st.tuples(st.just("alloc"), st.sampled_from(MASKS), st.integers(1, 200)),
     st.tuples(st.just("free"), st.integers(0, 10**6), st.integers(1, 200)),
+    st.tuples(st.just("run"), st.sampled_from(MASKS), st.integers(1, 90)),
     st.tuples(st.just("order"), st.sampled_from(MASKS), st.integers(1, 9)),
     st.tuples(st.just("bad"), st.integers(0, 10**6), st.integers(0, 3)),
     st.tuples(st.just("cpu"), st.integers(0, 3), st.just(0)),
     st.tuples(st.just("drain"), st.just(0), st.just(0)),
     st.tuples(st.just("trace"), st.just(0), st.just(0))), max_size=40)
+
+
+def _run(machine, mask, count):
+    """Pages for a run of faults: on the short way together, on the long one by one."""
+    if not machine.allocator.fast:
+        return [pfn for _ in range(count) if (pfn := machine.alloc_pages(mask)) is not None]
+    pfns = []
+    while len(pfns) < count and (more := machine.allocator.alloc_single_pages(mask, count - len(pfns))):
+        pfns += more
+    return pfns
 
 
 def play(machine, steps):
@@ -52,6 +63,10 @@ def play(machine, steps):
                 results.append(pfn)
                 if pfn is not None:
                     held.append((pfn, 0))
+        elif what == "run":
+            pfns = _run(machine, first, second)
+            results += pfns
+            held += [(pfn, 0) for pfn in pfns]
         elif what == "order":
             results.append(machine.alloc_pages(first, second))
             if results[-1] is not None:
