@@ -2,7 +2,9 @@
 
     python3 -m mmsim boot toy16                     the kernel log of a boot
     python3 -m mmsim buddyinfo --machine big64      a file of /proc
-    python3 -m mmsim figure order-of-a-request      a figure of the book in words
+    python3 -m mmsim figure buddy-board             a figure of the book in words
+    python3 -m mmsim lab script.txt                 a script of system calls and accesses, step by step
+    python3 -m mmsim maps script.txt                /proc/PID/maps of its processes afterwards
     python3 -m mmsim replay tests/golden            recordings against the model
 
 Exit status: 0 done; 1 what was asked for failed (a kernel panic, a replay that disagrees); 2 the command cannot be used so.
@@ -21,7 +23,9 @@ from pathlib import Path
 import mmsim.figures
 from mmsim.draw.figure import BoundFigure, Figure, figures
 from mmsim.errors import InputError, KernelPanic
+from mmsim.lab import Lab, LabError
 from mmsim.machine import Machine
+from mmsim.procfs.maps import maps
 from mmsim.reference import REFERENCE_MACHINES, reference
 from mmsim.replay.__main__ import main as replay
 
@@ -89,6 +93,49 @@ def _figure(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_script(options: argparse.Namespace) -> tuple[Lab, str]:
+    """Run the script; return the lab, and the message that ended it early."""
+    if options.script is None:
+        script = ""
+    elif options.script == "-":
+        script = sys.stdin.read()
+    else:
+        script = Path(options.script).read_text(encoding="utf-8", errors="replace")
+    lab = Lab(_machine(options))
+    try:
+        lab.run(script)
+    except LabError as error:
+        return lab, str(error)
+    return lab, ""
+
+
+def _lab(options: argparse.Namespace) -> int:
+    lab, problem = _run_script(options)
+    for step in lab.steps:
+        notes = [", ".join(step.faults)] * bool(step.faults) + [step.why] * bool(step.why)
+        print(f"{step.number:3}  {step.process}: {step.text}  {step.outcome}" + (f"  ({'; '.join(notes)})" if notes else ""))
+    for state in lab.snapshot().processes:
+        if state.alive:
+            print(f"{state.name}: {len(state.areas)} areas, {state.rss_anon} + {state.rss_file} + {state.rss_shmem} pages resident "
+                  f"(anon, file, shmem), page tables {state.pgtables_bytes // 1024} kB, faults {state.minflt} + {state.majflt}")
+    if problem:
+        print(f"mmsim: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _maps(options: argparse.Namespace) -> int:
+    lab, problem = _run_script(options)
+    if problem:
+        raise InputError(problem)
+    living = [one for one in lab.processes.values() if one.process.alive]
+    for one in living:
+        if len(living) > 1:
+            print(f"{one.name}:")
+        print(maps(one.process.mm), end="")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m mmsim", description="One simulated Linux machine, faithful to 5.17 on x86-64.",
@@ -115,6 +162,11 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated")
     figure.add_argument("--svg", type=Path, metavar="FILE", help="write a frame to this file")
     figure.add_argument("--frame", type=int, default=1, metavar="N", help="which frame (default 1)")
+    for name, does, text in (("lab", _lab, "run a script of system calls and accesses, and print what becomes of each step"),
+                             ("maps", _maps, "print /proc/PID/maps of the processes of a script, or of a new process")):
+        script = command(name, does, text, machine="--machine")
+        script.add_argument("script", nargs="?" if name == "maps" else None, metavar="SCRIPT",
+                            help="a file in the lab's language (see mmsim/lab/script.py), or - for the standard input")
     # Its options are its own: everything that follows goes there.
     commands.add_parser("replay", help="replay recordings of real kernels (replay --help)", add_help=False)
     return parser

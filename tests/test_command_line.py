@@ -47,6 +47,42 @@ def test_a_frame_of_a_figure_becomes_an_svg_file(tmp_path: Path) -> None:
     assert target.read_text().startswith("<svg")
 
 
+SCRIPT = """\
+a = mmap(64K, rw, private|anon)
+write a "hello"
+fork -> child
+child: write a "world"
+munmap(a+2K, 4K)
+"""
+
+
+def test_a_lab_script_is_told_step_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "script.txt"
+    script.write_text(SCRIPT)
+    assert main(["lab", str(script)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith('main: write a "hello"  = 0  (new page)') and "(copy)" in lines[3] and "-1 EINVAL" in lines[4]
+    assert any(line.startswith("child: ") for line in lines)
+
+
+def test_maps_prints_the_areas_of_every_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["maps"]) == 0
+    assert capsys.readouterr().out.endswith("[stack]\n")
+    script = tmp_path / "script.txt"
+    script.write_text(SCRIPT)
+    assert main(["maps", str(script)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("main:\n") and "child:\n" in text and text.count("[stack]") == 2
+
+
+def test_an_error_in_a_script_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "script.txt"
+    script.write_text("a = mmap(64K, rw, private|anon)\nwrite b \n")
+    assert main(["lab", str(script)]) == 2
+    captured = capsys.readouterr()
+    assert "line 2" in captured.err and len(captured.err.splitlines()) == 1
+
+
 def test_replay_has_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "--list"]) == 0
     assert "memblock/" in capsys.readouterr().out
