@@ -29,6 +29,8 @@ class Config:
     memcg: bool = True
     #: CONFIG_PAGE_TABLE_ISOLATION, on a CPU that needs it: user space runs on tables from which the kernel is all but gone.
     pti: bool = False
+    #: CONFIG_RANDOMIZE_BASE and _MEMORY, without nokaslr: the random number by which the kernel's regions are moved.
+    kaslr: int | None = None
 
     @property
     def migrate_cma(self) -> int:

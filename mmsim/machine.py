@@ -109,7 +109,7 @@ class Machine:
         #: The two halves of the boot, with all that they decided.
         self.setup, self.start = boot, start
         #: The map of the kernel's half of the address space.
-        self.layout = Layout(self.frames.max_pfn)
+        self.layout = Layout(self.frames.max_pfn, seed=self.config.kaslr)
         #: What stands in the frames: page tables, slabs, the data of processes. One for the machine.
         self.contents = FrameContents(self.frames.max_pfn)
         #: Where page tables come from. One for the machine.

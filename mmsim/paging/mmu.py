@@ -14,7 +14,8 @@ time), memory types, the caches of a virtual machine's two-level walk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 from operator import rshift
 
@@ -42,6 +43,7 @@ __all__ = ["CR3_NOFLUSH", "Mmu", "INVPCID_ADDRESS", "INVPCID_SINGLE", "INVPCID_A
 #: Bit 63 of a value written to CR3: keep the entries of the address space that is loaded.
 CR3_NOFLUSH = 1 << 63
 _CR3_PCID = PAGE_SIZE - 1
+_USER_PCID = 1 << 11
 #: The four forms of INVPCID (5.17: arch/x86/include/asm/invpcid.h).
 INVPCID_ADDRESS, INVPCID_SINGLE, INVPCID_ALL_GLOBAL, INVPCID_ALL = range(4)
 _FIRST_CHUNK = 64
@@ -76,6 +78,9 @@ class Mmu:
         self.cr2 = 0
         #: Whether there is a TLB at all: without, each access walks (to compare).
         self.use_tlb = True
+        #: Page-table isolation: accesses of user mode are made with user space's PGD and PCID, to which the kernel has switched
+        #: by then (:mod:`mmsim.paging.pti`).
+        self.isolated = False
         #: Words read by walks, and faults raised.
         self.loads = self.faults = 0
 
@@ -97,6 +102,9 @@ class Mmu:
         ``access`` is r, w or x. Sets A and D in the tables as the CPU does. A fault forgets what was kept of the address, so
         that after a kernel has granted a right, the access that is tried again finds it (the fault was *spurious*).
         """
+        if self.isolated and user and not self.cr3 & PAGE_SIZE:
+            with self._user_tables():
+                return self.translate(addr, access, user)
         if not is_canonical(addr, self.control.levels):
             raise GeneralProtection(addr)
         if access not in ACCESSES:
@@ -114,6 +122,16 @@ class Mmu:
                 self.tlb.invalidate(addr, pcid)
         entry = self._walk(addr, access, user)
         return entry.base | addr & (1 << LEVEL_SHIFT[entry.level]) - 1
+
+    @contextmanager
+    def _user_tables(self) -> Iterator[None]:
+        """While user mode runs: the other PGD of the pair, the other PCID. No entry is lost (5.17: SWITCH_TO_USER_CR3)."""
+        kernel = self.cr3
+        self.cr3 = kernel | PAGE_SIZE | (_USER_PCID if self.pcid else 0)
+        try:
+            yield
+        finally:
+            self.cr3 = kernel
 
     def _walk(self, addr: int, access: str, user: bool) -> TlbEntry:
         pcid = self.pcid
@@ -151,6 +169,9 @@ class Mmu:
         Cost: where all pages of a stretch are in the first-level data TLB with enough rights, a few dozen ns an access: all are
         hits then, none can push another out, and only the order of last use is left to note.
         """
+        if self.isolated and user and not self.cr3 & PAGE_SIZE and on_fault is None:
+            with self._user_tables():
+                return self.run(addrs, access, user)
         done, total, chunk = 0, len(addrs), _FIRST_CHUNK
         while done < total:
             part = addrs[done:done + chunk]

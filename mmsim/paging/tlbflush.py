@@ -158,6 +158,7 @@ class TlbFlush:
                 next_mm.cpumask.add(cpu)
             asid, need_flush = self.choose_new_asid(cpu, next_mm)
         cr3 = self._build_cr3(mmu, next_mm, asid)
+        mmu.isolated = next_mm.tables.isolated
         if need_flush:
             state.ctxs[asid] = [next_mm.ctx_id, next_mm.tlb_gen]
             mmu.write_cr3(cr3)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmsim.config import Config
 from mmsim.constants import _PAGE_GLOBAL, _PAGE_NX, _PAGE_PCD, _PAGE_PRESENT, _PAGE_PWT, _PAGE_RW
 from mmsim.errors import InputError
 from mmsim.kernel.layout import Layout
@@ -307,3 +308,23 @@ def test_a_memory_type_survives_the_move_of_its_bit_in_large_pages():
         prot = PAGE_KERNEL | mode.value
         assert pgprot2cachemode(prot) is mode and pgprot_large_2_4k(pgprot_4k_2_large(prot)) == prot
     assert pgprot2cachemode(pgprot_4k_2_large(PAGE_KERNEL | CacheMode.WP.value) & ~(1 << 12)) is CacheMode.WC
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_whole_machine_runs_with_its_regions_moved(seed):
+    machine = Machine.boot(qemu_map(256 * MIB), platform=qemu_platform(256 * MIB), config=Config(kaslr=seed, pti=seed % 2 == 0))
+    task = machine.spawn("a.out")
+    at = task.mmap(0, 1 * MIB, 3, 0x22)
+    task.write(at, b"data")
+    objects = [machine.slub.kmalloc(size) for size in (8, 100, 5000, 100000)]
+    area = machine.vmalloc.vmalloc(3 * 4096)
+    machine.vmalloc.write(area, b"vmalloc")
+    device = machine.ioremap.ioremap(0xFED00000, 64)
+    assert machine.layout.classify(objects[0]).name == "direct map" and machine.layout.classify(area).name == "vmalloc"
+    assert machine.layout.is_vmalloc_addr(device) and machine.percpu.alloc(8) is not None and machine.stacks.alloc() is not None
+    machine.check()
+    for obj in objects:
+        machine.slub.kfree(obj)
+    machine.vmalloc.vfree(area)
+    task.exit()
+    machine.check()

@@ -13,6 +13,7 @@ from mmsim.paging.pti import switch_to_kernel_cr3, switch_to_user_cr3, visible_k
 from mmsim.paging.tables import PageTables, check_tables
 from mmsim.paging.tlbflush import TlbFlush
 from mmsim.paging.walk import PageFault
+from mmsim.process.populate import Access
 from mmsim.reference import REF256_COMMAND_LINE, REF256_MAP, qemu_platform, ref256
 from mmsim.units import MIB
 
@@ -75,7 +76,7 @@ def test_the_same_address_is_mapped_by_one_bit_of_cr3_and_not_by_the_other(runni
     assert cpu.pgd == mm.tables.pgd and cpu.pcid == 2
     cpu.translate(DIRECT_MAP + 0x5000, user=False)
     # A kernel that forgets to switch runs no user code: it faults at the first instruction.
-    cpu.control.smep = False
+    cpu.control.smep = cpu.isolated = False
     with pytest.raises(PageFault):
         cpu.translate(0x400000, "x")
     flush.check([mm])
@@ -117,4 +118,23 @@ def test_freed_parts_of_the_image_are_gone_from_its_own_mapping(machine):
     for _, start, _ in image.gaps:
         assert error_code(cpu, IMAGE + start, user=False) == 0
         assert cpu.translate(DIRECT_MAP + start, "w", user=False) == start
+    machine.check()
+
+
+def test_processes_run_on_their_own_tables_through_the_tlb(machine):
+    table = machine.process_table
+    table.user.use_tlbs()
+    shell = machine.spawn("sh")
+    shell.cpu = 0
+    at = shell.mmap(0, 8 * 4096, 7, 0x22)
+    shell.write(at, b"hello")
+    child = machine.processes[shell.fork()]
+    child.cpu = 0
+    assert child.write(at, b"world").faults == ("copy",) and shell.read(at, 5) == b"hello" and child.read(at, 5) == b"world"
+    assert shell.touch(at + 4096, Access.WRITE).faults and not shell.touch(at, Access.EXEC).faults
+    shell.munmap(at, 4096)
+    assert shell.touch(at).code == "SEGV_MAPERR"
+    machine.check()
+    child.exit()
+    shell.exit()
     machine.check()
