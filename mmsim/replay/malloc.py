@@ -27,7 +27,7 @@ from mmsim.replay.readers import Record, read_jsonl
 from mmsim.replay.registry import Check, replays, same
 from mmsim.units import MIB, PAGE_SHIFT, PAGE_SIZE, align_down, u64
 
-__all__ = ["bugs", "sequences"]
+__all__ = ["MAIN_ARENA", "bugs", "sequences"]
 
 #: Without ASLR, the libraries of the recorded program begin here, and mappings are made below.
 _LIBRARIES = 0x7FFFF7DDD000
@@ -35,7 +35,7 @@ _LIBRARIES = 0x7FFFF7DDD000
 _HEAP = 0x55555556B000
 _IMAGE = 0x17000
 #: How far above the libraries' lower end the recorded libc (Debian 12's, 2.36-9) has its main_arena.
-_MAIN_ARENA = 0x1D6C60
+MAIN_ARENA = 0x1D6C60
 #: What the program says by "mallopt" in a record's first operation: its number for a parameter.
 _MALLOPT = {1: M_MMAP_THRESHOLD, 2: M_TRIM_THRESHOLD, 3: M_TOP_PAD, 4: M_MXFAST}
 #: The recorded program notes each operation in 80 bytes of a mapped file: at these offsets before it reads its own count of
@@ -97,7 +97,7 @@ def _start(machine: Machine, heap: int, libraries: int, tunables: dict[str, int]
         mm.link(area)
         mm.vm_stat_account(area.vm_flags, area.pages)
     program = _Traced(machine.spawn("mal", mm), heap)
-    return program, Ptmalloc(program, main_arena=libraries + _MAIN_ARENA, tunables=tunables)
+    return program, Ptmalloc(program, main_arena=libraries + MAIN_ARENA, tunables=tunables)
 
 
 def _tunables(config: str) -> dict[str, int]:
