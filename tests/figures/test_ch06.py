@@ -14,12 +14,15 @@ from mmsim.errors import InputError
 from mmsim.figures import ch06
 from mmsim.figures.ch06.gauges import caches_of, cpus_of
 from mmsim.figures.ch06.kernel_atlas import parse_addresses, size_text
+from mmsim.figures.ch06.slab_order import attempts
 from mmsim.figures.ch06.slab_report import BUGS, DEBUG
 from mmsim.figures.ch06.slub_machine import letters
 from mmsim.host import host
 from mmsim.kernel.layout import Layout
+from mmsim.kernel.slab_layout import calculate_order
 
-FIGURES = [ch06.kernel_atlas, ch06.slub_machine, ch06.tid_race, ch06.slab_report, ch06.vmalloc_gaps, ch06.which_allocator]
+FIGURES = [ch06.kernel_atlas, ch06.slub_machine, ch06.tid_race, ch06.slab_report, ch06.vmalloc_gaps, ch06.which_allocator,
+           ch06.slab_order]
 VARIANTS: list[BoundFigure] = [
     *(figure() for figure in FIGURES),
     ch06.kernel_atlas(kaslr="on", seed=7, ram="6T"), ch06.kernel_atlas(addresses="0x400000, ffffffffffffffff 0"),
@@ -29,6 +32,9 @@ VARIANTS: list[BoundFigure] = [
     ch06.tid_race(tid="off"), ch06.tid_race(ops="read\nmove 1\ncommit"), ch06.tid_race(ops="read\ncommit\nirq alloc\nread\ncommit"),
     *(ch06.slab_report(bug=bug, debug=debug) for bug in BUGS for debug in DEBUG),
     ch06.slab_report(bug="twice", debug="none", hardened="on"),
+    *(ch06.slab_order(size=size, cpus=cpus, align=align, debug=debug) for size, cpus, align, debug in (
+        (8, 1, "off", "off"), (24, 256, "on", "off"), (680, 4, "off", "off"), (9000, 64, "on", "on"), (16384, 1, "off", "on"),
+        (12345, 2, "off", "off"), (3500, 16, "on", "off"))),
     ch06.vmalloc_gaps(ops="stack s\nstack t\nvfree s\nstack u\nvfree t\nvfree u"), ch06.vmalloc_gaps(ops="", cpus=64),
     ch06.vmalloc_gaps(ops="vmalloc a 100K\nwrite a 5\nvfree a\nvmalloc b 1M\npurge\npurge"),
     *(ch06.which_allocator(size=size, context=context, state=state) for size in (1, 100, 4097, 40_000, 5_000_000, 64 << 20)
@@ -152,6 +158,23 @@ def test_bad_requests_are_answered_at_their_lines() -> None:
 
 def test_slabs_are_named_like_columns() -> None:
     assert [letters(number) for number in (0, 25, 26, 701, 702)] == ["A", "Z", "AA", "ZZ", "AAA"]
+
+
+# -- how large is a slab ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 8, 64, 256])
+def test_the_search_told_ends_where_the_kernels_search_ends(cpus: int) -> None:
+    for size in (*range(8, 3000, 40), *range(3000, 16384, 328)):
+        tried = attempts(size, cpus)
+        assert not any(attempt.taken for attempt in tried[:-1])
+        if tried and tried[-1].taken:
+            assert (tried[-1].order, tried[-1].objects) == (calculate_order(size, cpus), (4096 << calculate_order(size, cpus)) // size)
+
+
+def test_objects_of_5000_bytes_lose_more_than_a_sixteenth() -> None:
+    sentences = said(ch06.slab_order())
+    assert "16 objects are wanted, but a block of order 3 holds only 6" in sentences[1]
+    assert "more than a sixteenth: too much" in sentences[2] and "no more than an eighth: taken" in sentences[3]
 
 
 # -- the race ---------------------------------------------------------------------------------------------------
