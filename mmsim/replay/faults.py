@@ -143,7 +143,7 @@ class FaultsProgram:
         if with_bits:
             word = pagemap_entry(self.p.page_tables.lookup(address), address, mapcount=mapcount)
             values["pm_bits"] = f"{word >> 55:x}"
-        return self.note(name, **values)
+        return FaultStep(name, self.p, values=values)
 
     def resident(self, start: int) -> list[int]:
         """The pages of the file that mincore() says are in memory."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mmsim.constants import (
@@ -346,8 +347,8 @@ class StepProgram:
             if drained:
                 self.drain(p)
             child = self.fork(p)
-            yield Step(child, group, "child_read64", lambda: self.reads(child, A, 64), A, 64)
-            yield Step(child, group, "child_write64", lambda: self.writes(child, A, 64), A, 64)
+            yield Step(child, group, "child_read64", partial(self.reads, child, A, 64), A, 64)
+            yield Step(child, group, "child_write64", partial(self.writes, child, A, 64), A, 64)
             if drained:
                 self.drain(child)
 
@@ -368,7 +369,7 @@ class StepProgram:
             if drained:
                 self.drain(p)
             child = self.fork(p)
-            yield Step(child, group, "one_child_write", lambda: self.writes(child, A, 1), A, 1)
+            yield Step(child, group, "one_child_write", partial(self.writes, child, A, 1), A, 1)
             if drained:
                 self.drain(child)
             yield Step(p, group, "one_parent_write", lambda: self.writes(p, A, 1), A, 1)
