@@ -102,7 +102,8 @@ def _tlb_finish_mmu(space: AddressSpace, start: int, end: int, gather: list[int]
 
 def zap_page_range(space: AddressSpace, vma: Vma, start: int, end: int, *, even_cows: bool = True) -> None:
     """Take all pages of a range away; the area stays (5.17: mm/memory.c, zap_page_range(), for MADV_DONTNEED)."""
-    space.user.lru.lru_add_drain()
+    if space.user.rules.unmap_drains:
+        space.user.lru.lru_add_drain()
     space.mm.update_hiwater()
     gather: list[int] = []
     zap_pte_range(space, vma, start, end, gather, even_cows=even_cows)
@@ -115,7 +116,8 @@ def unmap_region(space: AddressSpace, areas: Sequence[Vma], previous: Vma | None
     The CPU's pagevecs are emptied first, so that pages are really free afterwards. 5.17: mm/mmap.c, unmap_region(); mm/memory.c,
     free_pgtables().
     """
-    space.user.lru.lru_add_drain()
+    if space.user.rules.unmap_drains:
+        space.user.lru.lru_add_drain()
     space.mm.update_hiwater()
     unmap_vmas(space, areas, previous, following)
 

@@ -162,7 +162,7 @@ def record(arguments: Sequence[str]) -> int:
         return 2
     rules = rules_for(release)
     if options.kind == "faults":
-        from mmsim.replay.record_faults import compare_faults
+        from mmsim.replay.faults_model import compare_faults
         checks: Callable[[Path], Iterator[Check]] = lambda path: compare_faults(path, rules)     # noqa: E731
     else:
         checks = lambda path: compare(path, rules)                                               # noqa: E731

@@ -256,6 +256,8 @@ def main(arguments: list[str]) -> int:
         if kind == "faults":
             from mmsim.replay.record_faults import record_faults
             libc("prctl", _PR_SET_THP_DISABLE, 1, 0, 0, 0)
+            # One CPU: what waits in the pagevecs of another would stay there.
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
             HeapKeeper(libc)
             record_faults(libc)
             return 0

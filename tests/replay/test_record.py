@@ -16,8 +16,9 @@ import pytest
 from mmsim.errors import InputError
 from mmsim.replay import record as recorder
 from mmsim.replay.__main__ import main
+from mmsim.replay.faults_model import compare_faults, run_on_model
+from mmsim.replay.faults_program import smaps_sums
 from mmsim.replay.readers import Record, read_jsonl
-from mmsim.replay.record_faults import smaps_sums
 from mmsim.replay.record_ops import fuzz_ops, place_ops
 from mmsim.replay.vma import fuzz_sequence
 from mmsim.rules import RELEASES, nearest_release, rules_for
@@ -116,7 +117,35 @@ def test_sums_of_smaps_are_those_of_the_areas_in_the_range() -> None:
     assert smaps_sums(text, 0x2000, 0x9000) == {"vmas": 2, "Rss": 8, "Pss": 4, "VmFlags": "rd wr ; rd wr "}
 
 
+def test_the_program_of_faults_runs_on_the_model_and_a_difference_is_named_by_its_rule(tmp_path: Path) -> None:
+    lines = run_on_model(rules_for("5.17"))
+    counts = {line["step"]: (line["minflt"], line["majflt"]) for line in lines}
+    assert counts["anon_read_zero_page"] == counts["write_after_mprotect_rw"] == counts["fork_child_write"] == (32, 0)
+    assert counts["shanon_write_after_remove"] == counts["memfd_write"] == (0, 32) and counts["madv_free"] == (0, 0)
+    path = tmp_path / "faults-x.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert all(check.agrees for check in compare_faults(path, rules_for("5.17")))
+    checks = list(compare_faults(path, rules_for("5.17").replace(lru_batch=31, dirtying_fault_retries=False)))
+    named = {check.known for check in checks if not check.agrees}
+    assert named == {"the rule lru_batch = 15", "the rule dirtying_fault_retries = True"}
+    lines[7]["minflt"] += 1
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wrong = [check for check in compare_faults(path, rules_for("5.17")) if not check.agrees]
+    assert len(wrong) == 1 and not wrong[0].known
+
+
 if HERE:
+    def test_faults_of_the_running_kernel_are_recorded_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        status = main(["record", "faults", "--json", "--output", str(tmp_path)])
+        report = json.loads(capsys.readouterr().out)
+        assert status in (0, 1) and not report["error"] and report["total"] > 150
+        records = list(read_jsonl(Path(report["path"])))
+        assert [record["step"] for record in records] == [line["step"] for line in run_on_model(rules_for("5.17"))]
+        assert all(set(record) <= {"step", "minflt", "majflt", "smaps", "segv", "sigbus"} for record in records)
+        # So much is the same on every kernel: one fault for each page, and none for one that is there.
+        counts = {record["step"]: record["minflt"] + record["majflt"] for record in records}
+        assert counts["anon_read_zero_page"] >= 32 and counts["file_populate_then_read"] == counts["write_after_mlock"] == 0
+
     @pytest.mark.parametrize("kind", ["vma", "place", "smaps"])
     def test_the_running_kernel_is_recorded_and_compared(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The recording has the format of the others; whether an unknown kernel agrees is not for the test to say."""
