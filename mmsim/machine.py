@@ -59,7 +59,7 @@ from mmsim.procfs.vmallocinfo import vmalloc_meminfo, vmallocinfo
 from mmsim.procfs.zoneinfo import zoneinfo
 from mmsim.rules import Rules
 from mmsim.trace import Trace
-from mmsim.units import PAGE_SIZE
+from mmsim.units import PAGE_SIZE, align_up
 
 __all__ = ["Machine", "FrameCensus"]
 
@@ -164,7 +164,10 @@ class Machine:
     @cached_property
     def vmalloc(self) -> Vmalloc:
         """The vmalloc region."""
-        return Vmalloc(self.slub, self.init_mm)
+        region, first = Vmalloc(self.slub, self.init_mm), self.start.percpu
+        if first is not None and first.pages:
+            region.register_early(len(first.pages) * PAGE_SIZE, "pcpu_page_first_chunk")
+        return region
 
     @cached_property
     def vmap_blocks(self) -> VmapBlocks:
@@ -200,12 +203,18 @@ class Machine:
     def percpu(self) -> PerCpu:
         """Per-CPU memory, beginning with the chunk that the boot set up."""
         first = self.start.percpu
-        if first is None or len(first.groups) > 1 or first.atom_size == PAGE_SIZE:
-            raise InputError("only a first chunk in one piece is modelled: one node, and room in the direct map")
+        if first is None:
+            raise InputError("this machine's boot made no per-CPU areas")
+        low = min(group.base for group in first.groups)
+        offsets = [0] * self.memory.nr_cpus
+        for group in first.groups:
+            for number, cpu in enumerate(group.units):
+                if cpu is not None and cpu < len(offsets):
+                    offsets[cpu] = group.base - low + number * first.unit_size
+        areas = [(group.base - low, align_up(len(group.units) * first.unit_size, first.atom_size)) for group in first.groups]
         return PerCpu(self.vmalloc, static_size=first.static_size, reserved_size=first.reserved_size,
-                      dynamic_size=first.dynamic_size, unit_size=first.unit_size, base=self.layout.va(first.groups[0].base))
-
-    # -- processes -----------------------------------------------------------------------------------------
+                      dynamic_size=first.dynamic_size, unit_size=first.unit_size,
+                      base=self.layout.vmalloc_start if first.pages else self.layout.va(low), unit_offsets=offsets, areas=areas)
 
     @cached_property
     def process_table(self) -> ProcessTable:

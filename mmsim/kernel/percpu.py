@@ -16,6 +16,8 @@ chunk than the first gap that fits), the reserve of empty populated pages, accou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmsim import constants as c
 from mmsim.errors import InputError, InvariantError
 from mmsim.kernel.vmalloc import VM_ALLOC, VM_NO_GUARD, Vmalloc, VmStruct
@@ -45,16 +47,15 @@ class Chunk:
     out; ``areas`` has the size of each allocation by its offset.
     """
 
-    __slots__ = ("base", "start", "end", "bits", "areas", "first", "area", "populated")
+    __slots__ = ("base", "start", "end", "bits", "areas", "first", "populated")
 
-    def __init__(self, base: int, start: int, end: int, first: bool = False, area: VmStruct | None = None):
+    def __init__(self, base: int, start: int, end: int, first: bool = False):
         self.base = base
         self.start, self.end = start, end
         #: One byte for each four of a unit: 1 if it is taken.
         self.bits = bytearray(b"\1" * (start // 4) + b"\0" * ((end - start) // 4))
         self.areas: dict[int, int] = {}
         self.first = first
-        self.area = area
         #: Pages of a unit that have frames, for every CPU.
         self.populated: set[int] = set()
 
@@ -89,15 +90,20 @@ class Chunk:
 class PerCpu:
     """A machine's per-CPU memory; sizes in bytes as the boot log has them (``percpu: Embedded … s… r… d… u…``).
 
-    ``base`` is where the first chunk lies: memory of the direct map that the boot took; it has frames already.
+    ``base`` is where the first chunk lies: memory of the direct map that the boot took; it has frames already. On a machine of
+    several nodes each CPU's unit is in memory of its own (``unit_offsets``), and later chunks keep the distances.
     """
 
-    def __init__(self, region: Vmalloc, *, static_size: int, reserved_size: int, dynamic_size: int, unit_size: int, base: int):
+    def __init__(self, region: Vmalloc, *, static_size: int, reserved_size: int, dynamic_size: int, unit_size: int, base: int,
+                 unit_offsets: Sequence[int] = (), areas: Sequence[tuple[int, int]] = ()):
         if static_size % 4 or static_size + reserved_size + dynamic_size > unit_size or unit_size % PAGE_SIZE:
             raise InputError(f"a unit of {unit_size} bytes does not hold {static_size} + {reserved_size} + {dynamic_size}")
         self.region = region
         self.nr_cpus = region.memory.nr_cpus
         self.unit_size = unit_size
+        #: Where each CPU's unit lies in a chunk, and the ranges that a chunk consists of: one for each node (offset, bytes).
+        self.unit_offsets = list(unit_offsets) or [cpu * unit_size for cpu in range(self.nr_cpus)]
+        self.areas = list(areas) or [(0, align_up(unit_size * self.nr_cpus, ATOM_SIZE))]
         used = static_size + reserved_size + dynamic_size
         # Static variables and what modules may have stand before the dynamic part, and are never given out here.
         self.first_chunk = Chunk(base, align_up(static_size + reserved_size, 4), used & -4, first=True)
@@ -128,12 +134,12 @@ class PerCpu:
 
     def _create_chunk(self) -> Chunk | None:
         """Addresses for a unit of each CPU, without frames yet (5.17: mm/percpu-vm.c, pcpu_create_chunk())."""
-        size = align_up(self.unit_size * self.nr_cpus, ATOM_SIZE)
-        base = self.region.areas.alloc_highest(size, ATOM_SIZE)
+        base = self.region.areas.alloc_areas(self.areas, ATOM_SIZE)
         if base is None:
             return None
-        area = self.region.vm[base] = VmStruct(base, size, VM_ALLOC | VM_NO_GUARD, "pcpu_get_vm_areas")
-        chunk = Chunk(base, 0, self.unit_size, area=area)
+        for offset, size in self.areas:
+            self.region.vm[base + offset] = VmStruct(base + offset, size, VM_ALLOC | VM_NO_GUARD, "pcpu_get_vm_areas")
+        chunk = Chunk(base, 0, self.unit_size)
         self.chunks.append(chunk)
         return chunk
 
@@ -160,7 +166,7 @@ class PerCpu:
                         self.region.tables.unmap_page(addr)
                         self.region.allocator.free_pages(old)
                     return False
-                addr = chunk.base + cpu * self.unit_size + page * PAGE_SIZE
+                addr = chunk.base + self.unit_offsets[cpu] + page * PAGE_SIZE
                 self.region.tables.map_page(addr, pfn, PAGE_KERNEL)
                 taken.append((addr, pfn))
         chunk.populated.update(missing)
@@ -190,17 +196,18 @@ class PerCpu:
             self.chunks.remove(chunk)
             for page in chunk.populated:
                 for cpu in range(self.nr_cpus):
-                    leaf = self.region.tables.unmap_page(chunk.base + cpu * self.unit_size + page * PAGE_SIZE)
+                    leaf = self.region.tables.unmap_page(chunk.base + self.unit_offsets[cpu] + page * PAGE_SIZE)
                     assert leaf is not None
                     self.region.allocator.free_pages(pte_pfn(leaf.word))
                     self.nr_populated -= 1
-            del self.region.vm[chunk.base]
-            if self.region.areas.free_lazily(chunk.base):
-                self.region.purge()
+            for offset, _ in self.areas:
+                del self.region.vm[chunk.base + offset]
+                if self.region.areas.free_lazily(chunk.base + offset):
+                    self.region.purge()
 
     def per_cpu_ptr(self, addr: int, cpu: int) -> int:
         """A CPU's own copy (5.17: per_cpu_ptr(); the CPU itself adds the base of %gs)."""
-        return addr + cpu * self.unit_size
+        return addr + self.unit_offsets[cpu]
 
     def read(self, addr: int, length: int) -> bytes:
         """Bytes of one CPU's copy."""

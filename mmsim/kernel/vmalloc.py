@@ -121,6 +121,13 @@ class Vmalloc:
             return None
         return addr, va
 
+    def register_early(self, size: int, caller: str) -> VmStruct:
+        """An area at the start of the region whose pages were mapped before there was an allocator (5.17: vm_area_register_early())."""
+        addr = self.areas.alloc(size)
+        assert addr is not None
+        area = self.vm[addr] = VmStruct(addr, size, VM_ALLOC | VM_NO_GUARD, caller)
+        return area
+
     def alloc_ram_area(self, size: int, align: int) -> int | None:
         """Addresses for vm_map_ram(), which have no area (5.17: alloc_vmap_area())."""
         found = self._alloc_vmap_area(size, align, c.GFP_KERNEL)

@@ -15,7 +15,7 @@ not exact: for an alignment above a page it may pass over a range that would jus
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from mmsim.errors import InvariantError, KernelBug
@@ -127,22 +127,41 @@ class VmapAreas:
         return None
 
     def alloc_highest(self, size: int, align: int) -> int | None:
-        """Take the highest range of ``size`` bytes, as chunks of per-CPU memory do: from the region's end downwards.
+        """Take the highest range of ``size`` bytes: :meth:`alloc_areas` of one."""
+        return self.alloc_areas(((0, size),), align)
 
-        5.17: mm/vmalloc.c, pcpu_get_vm_areas(), for one area.
+    def alloc_areas(self, areas: Sequence[tuple[int, int]], align: int) -> int | None:
+        """Take several ranges at fixed distances, (offset, size), as high up as they all fit; return the base, or None.
+
+        So chunks of per-CPU memory lie: from the region's end downwards, the units of each node as far from one another as in the
+        first chunk. 5.17: mm/vmalloc.c, pcpu_get_vm_areas().
         """
-        for index in range(len(self.free) - 1, -1, -1):
-            start, end = self.free.starts[index], self.free.ends[index]
-            addr = end - size & -align
-            if addr < start:
-                continue
-            del self.free.starts[index], self.free.ends[index]
-            for low, high in ((start, addr), (addr + size, end)):
-                if low < high:
-                    self.free.add(low, high)
-            self.busy.add(addr, addr + size)
-            return addr
+        free = self.free
+        base = self.end - max(offset + size for offset, size in areas) & -align
+        while base >= self.start:
+            for offset, size in areas:
+                index = bisect_right(free.starts, base + offset) - 1
+                if index < 0:
+                    return None
+                if base + offset + size > free.ends[index]:
+                    # Down to the end of this free range, or of the next one below.
+                    base = min(base - align, free.ends[index] - size - offset & -align)
+                    break
+            else:
+                for offset, size in areas:
+                    self._carve(base + offset, size)
+                return base
         return None
+
+    def _carve(self, addr: int, size: int) -> None:
+        """Take a range out of the free one around it."""
+        index = bisect_right(self.free.starts, addr) - 1
+        start, end = self.free.starts[index], self.free.ends[index]
+        del self.free.starts[index], self.free.ends[index]
+        for low, high in ((start, addr), (addr + size, end)):
+            if low < high:
+                self.free.add(low, high)
+        self.busy.add(addr, addr + size)
 
     def find(self, addr: int) -> tuple[int, int] | None:
         """The busy range that an address lies in (5.17: find_vmap_area())."""

@@ -239,7 +239,7 @@ class InitMm(PageTables):
         """A first chunk of single pages lies in the vmalloc region; one in a piece is in the direct map already."""
         frames = iter([table >> PAGE_SHIFT for table in percpu.tables])
         for number, address in enumerate(percpu.pages):
-            addr = percpu.groups[0].base + number * PAGE_SIZE
+            addr = self.vmalloc_start + number * PAGE_SIZE
             self._table(addr, 1, frames)[addr >> 12 & 511] = pfn_pte(address >> PAGE_SHIFT, self.prot(PAGE_KERNEL))
 
     def percpu_unit(self, percpu: PerCpuLayout, cpu: int) -> int | None:

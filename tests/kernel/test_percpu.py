@@ -4,12 +4,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmsim.boot.e820 import E820Entry
+from mmsim.boot.image import Platform
 from mmsim.errors import InputError, InvariantError
 from mmsim.kernel.percpu import PerCpu, pcpu_size_to_slot
 from mmsim.kernel.vmalloc import Vmalloc
+from mmsim.kernel.vmap_area import VmapAreas
+from mmsim.machine import Machine
 from mmsim.procfs.vmallocinfo import vmallocinfo
+from mmsim.reference import big64
+from mmsim.units import MIB
 
 from .machines import free_frames, slub
+
+
+def fragmented():
+    """A machine whose memory has no 2 MiB in one piece, but where the kernel itself lies."""
+    islands = [number for number in range(1, 500, 2) if not 16 <= number < 34]
+    return Machine.boot([E820Entry(0, 0x9FC00, 1), E820Entry(16 * MIB, 18 * MIB, 1)]
+                        + [E820Entry(number * MIB, MIB, 1) for number in islands], platform=Platform(nr_cpus=2))
 
 
 def percpu(cpus=2, dynamic=8192):
@@ -113,3 +126,54 @@ def test_copies_never_overlap(steps):
             p.free(held.popitem()[0])
         p.check()
     p.region.check()
+
+
+def test_units_lie_in_the_memory_of_their_nodes_and_later_chunks_keep_the_distance():
+    machine = big64()
+    percpu = machine.percpu
+    pointer = percpu.alloc(64)
+    places = [percpu.per_cpu_ptr(pointer, cpu) for cpu in range(8)]
+    assert len(set(places)) == 8
+    assert [machine.frames.page_zone(machine.layout.virt_to_pfn(place)).nid for place in places] == [0] * 4 + [1] * 4
+    while len(percpu.chunks) == 1:
+        pointer = percpu.alloc(32768)
+    later = [percpu.per_cpu_ptr(pointer, cpu) for cpu in range(8)]
+    assert [place - later[0] for place in later] == [place - places[0] for place in places]
+    assert {machine.frames.page_zone(machine.vmalloc.vmalloc_to_pfn(place)).nid for place in later[4:]} == {1}
+    assert machine.proc("vmallocinfo").count("pcpu_get_vm_areas") == 2
+    machine.check()
+    percpu.free(pointer)
+    percpu.balance()
+    machine.check()
+
+
+def test_a_first_chunk_of_single_pages_lies_at_the_start_of_the_vmalloc_region():
+    machine = fragmented()
+    percpu = machine.percpu
+    assert machine.start.percpu.pages and percpu.first_chunk.base == machine.layout.vmalloc_start
+    pointer = percpu.alloc(8)
+    percpu.write(percpu.per_cpu_ptr(pointer, 0), b"one page")
+    assert percpu.read(pointer, 8) == b"one page" and machine.vmalloc.vmalloc_to_pfn(pointer) << 12 in machine.start.percpu.pages
+    assert machine.vmalloc.vmalloc(4096) > pointer
+    machine.check()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 6)), min_size=1, max_size=3), st.lists(st.integers(0, 99), max_size=30))
+def test_areas_at_fixed_distances_lie_as_high_as_they_fit(wanted, taken):
+    unit, start = 4096, 1 << 40
+    areas, end = [], 0
+    for gap, size in wanted:
+        areas.append(((end + gap) * unit, size * unit))
+        end += gap + size
+    region = VmapAreas(start, start + 100 * unit, nr_cpus=1)
+    occupied = set()
+    for page in taken:
+        if page not in occupied:
+            region._carve(start + page * unit, unit)
+            occupied.add(page)
+    fits = [base for base in range(100) if all(0 <= base + offset // unit + page < 100 and base + offset // unit + page not in occupied
+                                               for offset, size in areas for page in range(size // unit))]
+    found = region.alloc_areas(areas, unit)
+    assert found == (start + max(fits) * unit if fits else None)
+    region.check()
