@@ -156,8 +156,8 @@ def slab_order(size: int, cpus: int, align: bool, debug: bool, width: float) -> 
     lost, machine = layout.wasted, f"{cpus} CPU{'' if cpus == 1 else 's'}"
     bits = f"{fls(cpus)} bit{'' if cpus == 1 else 's'}"
     holds = f"{layout.objects} object{'' if layout.objects == 1 else 's'}"
-    yield shot(f"Objects of {grouped(size)} bytes{apart}, on {machine}: slabs of order {layout.order} with {holds}, {grouped(lost)} bytes lost.",
-               chosen=layout.order)
+    yield shot(f"Objects of {grouped(size)} bytes{apart}, on {machine}: slabs of order {layout.order} with {holds}, {grouped(lost)} "
+               "bytes lost.", chosen=layout.order)
     less = f", but a block of order 3 holds only {fits}" if fits < wish else ""
     yield shot(
         f"More CPUs, more objects: {cpus} has {bits}, so 4 × ({fls(cpus)} + 1) = {wish} objects are wanted{less}. "
