@@ -67,8 +67,8 @@ def test_the_reach_of_the_models_tlb() -> None:
 
 
 def test_hits_at_the_sizes_that_the_text_names() -> None:
-    rates = [round(measure_reach(size, 1).hit_rate, 2) for size in (4, 8, 32)]
-    assert rates[0] > 0.98 and rates == [rates[0], 0.76, 0.2]
+    assert [round(measure_reach(size, 1).hit_rate, 2) for size in (6, 8, 32)] == [1, 0.75, 0.18]
+    assert measure_reach(32, 2).hit_rate == 1 and measure_reach(8, 1, "loop").hit_rate == 0
 
 
 def test_a_machine_with_pages_of_16_kib() -> None:

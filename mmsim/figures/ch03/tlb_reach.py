@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
+from mmsim.constants import ZONE_NORMAL
 from mmsim.draw import Ask, Choice, Entry, Frame, FrameBoard, Ledger, Legend, Run, Scene, Seed, figure, grouped
 from mmsim.figures.ch03.the_walk import PAGE_SIZES, SMALL_SIZES
+from mmsim.figures.ch05.machines import small_memory
 from mmsim.paging.address import LEVEL_SHIFT
 from mmsim.paging.contents import FrameContents
 from mmsim.paging.mmu import Mmu
@@ -16,7 +18,7 @@ from mmsim.paging.pte import PAGE_SHARED
 from mmsim.paging.tables import PageTables, TableMemory
 from mmsim.paging.tlb import Tlb
 from mmsim.paging.walk_cache import WalkCache
-from mmsim.reference import toy16
+from mmsim.physical.page_alloc import PageAllocator
 from mmsim.units import MIB
 
 __all__ = ["SETS", "Reach", "measure_reach", "tlb_reach"]
@@ -61,7 +63,7 @@ def _space(working_set: float, level: int) -> tuple[Mmu, int]:
     size = 1 << LEVEL_SHIFT[level]
     nr_pages = max(int(working_set * MIB) // size, 1)
     contents = FrameContents(1 << 24)
-    tables = PageTables(TableMemory(toy16().allocator, contents))
+    tables = PageTables(TableMemory(PageAllocator(small_memory((ZONE_NORMAL, 512))), contents))
     for number in range(nr_pages):
         tables.map_page(_BASE + number * size, number * (size >> 12), PAGE_SHARED, level)
     cpu = Mmu(contents)
@@ -70,9 +72,9 @@ def _space(working_set: float, level: int) -> tuple[Mmu, int]:
 
 
 @cache
-def measure_reach(working_set: float, level: int, pattern: str = "random", seed: int = 1, accesses: int = 4096,
+def measure_reach(working_set: float, level: int, pattern: str = "random", seed: int = 1, accesses: int = 1024,
                   walk_cache: bool = True) -> Reach:
-    """Touch 4 KiB pieces of a working set of so many MiB, ``accesses`` times to warm up and as often to count.
+    """Touch 4 KiB pieces of a working set of so many MiB until the TLB is filled, then count ``accesses`` more.
 
     ``level`` 1 maps it with 4 KiB pages, 2 with 2 MiB pages; ``pattern`` is loop or random. Cost: microseconds an access.
     """
@@ -80,14 +82,18 @@ def measure_reach(working_set: float, level: int, pattern: str = "random", seed:
     if not walk_cache:
         cpu.walk_cache = WalkCache({})
     pieces = max(int(working_set * MIB) >> 12, 1)
-    count = max(accesses, pieces if pattern == "loop" else 0)
-    addrs = [_BASE + (piece << 12) for piece in _sequence(pieces, pattern, seed, 2 * count)]
-    cpu.run(addrs[:count])
+    # One round fills the TLB; random access then needs some time until what is in it is random as well.
+    round_once = range(min(pieces, 2048) if pattern == "random" else pieces)
+    mixing = min(pieces, 1024) if pattern == "random" else 0
+    sequence = [*round_once, *_sequence(pieces, pattern, seed, mixing + accesses)]
+    warm = len(sequence) - accesses
+    addrs = [_BASE + (piece << 12) for piece in sequence]
+    cpu.run(addrs[:warm])
     tlb = cpu.tlb
     before = (tlb.hits, tlb.second_hits, tlb.misses, cpu.loads)
-    cpu.run(addrs[count:])
+    cpu.run(addrs[warm:])
     first, second, misses, loads = (now - was for now, was in zip((tlb.hits, tlb.second_hits, tlb.misses, cpu.loads), before, strict=True))
-    return Reach(count, first, second, misses, loads, (_entries(tlb, level), len(tlb.second[0])))
+    return Reach(accesses, first, second, misses, loads, (_entries(tlb, level), len(tlb.second[0])))
 
 
 def _entries(tlb: Tlb, level: int) -> int:
@@ -165,7 +171,7 @@ class _Arrays:
 )
 def tlb_reach(pattern: str, page: int, size: str, seed: int, width: float) -> Iterator[Frame]:
     """Lets :meth:`mmsim.paging.mmu.Mmu.run` touch working sets of twelve sizes, and counts hits, misses and loads."""
-    points = {level: [measure_reach(one, level, pattern, seed) for one in SETS] for level in (1, 2)}
+    points = {level: [measure_reach(one, level, pattern, seed, 1024 // level ** 2) for one in SETS] for level in (1, 2)}
     words, how = PAGE_SIZES[page], "in a loop" if pattern == "loop" else "at random"
 
     def shot(number: int, shown: int, ask: Ask | None = None) -> Frame:
