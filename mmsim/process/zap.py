@@ -34,17 +34,17 @@ _PRESENT = _PAGE_PRESENT | _PAGE_PROTNONE
 _MLOCKED = PG["mlocked"]
 
 
-def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: list[int], *, even_cows: bool = True) -> None:
+def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: list[int], *, even_cows: bool = True) -> bool:
     """Empty the entries of a range inside one area; their pages are appended to ``gather``, each with the entry's reference.
 
-    Without ``even_cows`` private copies of a file's pages stay.
+    Without ``even_cows`` private copies of a file's pages stay. Return whether anything was mapped, which needs a flush.
 
     What the entry knew goes to the page: a file's page becomes dirty if the entry was, and is marked as used.
     Cost: one step an entry in use; tables that do not exist cost nothing. 5.17: mm/memory.c, zap_pte_range().
     """
     user, ptes = space.user, space.tables.ptes
     frames = user.frames
-    rss = [0, 0, 0, 0]
+    rss, flush = [0, 0, 0, 0], False
     for number in _table_numbers(ptes, start, end):
         table = ptes[number]
         base = number << 21
@@ -56,7 +56,10 @@ def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: l
                 continue
             if not word & _PRESENT:
                 raise KernelBug(f"{base | index << PAGE_SHIFT:#x}: {describe(word)}; swap is not modelled")
+            flush = True
             if word & _PAGE_SPECIAL:
+                if kept:
+                    kept[index - first] = 0
                 continue
             pfn = (word & PTE_PFN_MASK) >> PAGE_SHIFT if word & _PAGE_PRESENT else pte_pfn(word)
             member = user.mm_counter(pfn)
@@ -82,6 +85,7 @@ def zap_pte_range(space: AddressSpace, vma: Vma, start: int, end: int, gather: l
     for member, pages in enumerate(rss):
         if pages:
             space.add_mm_counter(member, -pages)
+    return flush
 
 
 def _table_numbers(ptes: Mapping[int, object], start: int, end: int) -> Sequence[int]:
@@ -92,9 +96,9 @@ def _table_numbers(ptes: Mapping[int, object], start: int, end: int) -> Sequence
     return sorted(number for number in ptes if low <= number < high)
 
 
-def _tlb_finish_mmu(space: AddressSpace, start: int, end: int, gather: list[int], freed_tables: bool = False) -> None:
+def _tlb_finish_mmu(space: AddressSpace, start: int, end: int, gather: list[int], flush: bool, freed_tables: bool = False) -> None:
     """Flush the TLBs, then give the gathered pages back (5.17: mm/mmu_gather.c, tlb_finish_mmu())."""
-    if gather or freed_tables:
+    if flush or freed_tables:
         space.flush_tlb_range(start, end, freed_tables)
     if gather:
         space.user.release_pages(gather)
@@ -106,8 +110,8 @@ def zap_page_range(space: AddressSpace, vma: Vma, start: int, end: int, *, even_
         space.user.lru.lru_add_drain()
     space.mm.update_hiwater()
     gather: list[int] = []
-    zap_pte_range(space, vma, start, end, gather, even_cows=even_cows)
-    _tlb_finish_mmu(space, start, end, gather)
+    flush = zap_pte_range(space, vma, start, end, gather, even_cows=even_cows)
+    _tlb_finish_mmu(space, start, end, gather, flush)
 
 
 def unmap_region(space: AddressSpace, areas: Sequence[Vma], previous: Vma | None, following: Vma | None) -> None:
@@ -129,15 +133,16 @@ def unmap_vmas(space: AddressSpace, areas: Sequence[Vma], previous: Vma | None, 
     """
     start, end = areas[0].vm_start, areas[-1].vm_end
     gather: list[int] = []
+    flush = False
     for vma in areas:
-        zap_pte_range(space, vma, vma.vm_start, vma.vm_end, gather)
+        flush |= zap_pte_range(space, vma, vma.vm_start, vma.vm_end, gather)
     for vma in areas:
         space.mm.unlink_anon_vmas(vma)
     tables = space.tables
     before = tables.pgtables_bytes
     tables.free_pgtables(start, end, previous.vm_end if previous is not None else 0,
                          following.vm_start if following is not None else 0, gather)
-    _tlb_finish_mmu(space, start, end, gather, tables.pgtables_bytes != before)
+    _tlb_finish_mmu(space, start, end, gather, flush, tables.pgtables_bytes != before)
 
 
 def unmap_mapping_range(areas: Iterable[Vma], first: int, last: int, *, even_cows: bool) -> None:
