@@ -71,7 +71,7 @@ _MOST_LINES, _MOST_CELLS, _MOST_FRAMES = 9, 64, 7
 
 
 def _role(area: AreaState) -> str:
-    if area.line.name.startswith("/"):
+    if area.line.name and not area.line.name.startswith("["):
         return "file"
     return "anon" if "w" in area.line.perms else "level"
 
