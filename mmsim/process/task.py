@@ -44,7 +44,9 @@ __all__ = ["Process", "ProcessTable"]
 P = ParamSpec("P")
 _FINE = Touch(Outcome.OK)
 _FIRST_WRITE = Touch(Outcome.OK, faults=("new page",), error_code=6)
-_KIND = {Access.READ: "r", Access.WRITE: "w", Access.EXEC: "x"}
+# Members of an Enum are looked up by a function of Python; a name of the module is not.
+_READ, _WRITE, _EXEC = Access.READ, Access.WRITE, Access.EXEC
+_KIND = {_READ: "r", _WRITE: "w", _EXEC: "x"}
 #: An access that needs more faults than this is none that any kernel would survive.
 _MOST_FAULTS = 8
 
@@ -127,14 +129,14 @@ class Process(SystemCalls):
             if table is not None:
                 index = addr >> 12 & 511
                 word = table[index]
-                if access is Access.WRITE:
+                if access is _WRITE:
                     if word & 3 == 3:
                         if word & 0x60 != 0x60:
                             table[index] = word | 0x60
                         return _FINE
                     if not word and first_write(self, addr, table, index):
                         return _FIRST_WRITE
-                elif word & 1 and access is Access.READ:
+                elif word & 1 and access is _READ:
                     if not word & 0x20:
                         table[index] = word | 0x20
                     return _FINE
@@ -188,13 +190,13 @@ class Process(SystemCalls):
 
         The walk of :func:`mmsim.paging.walk.hardware_walk` where no page is large: the last table alone decides.
         """
-        write = access is Access.WRITE
+        write = access is _WRITE
         table = self.space.tables.ptes.get(addr >> 21)
         index = addr >> PAGE_SHIFT & 511
         word = table[index] if table is not None else 0
         needed = _PAGE_PRESENT | _PAGE_RW if write else _PAGE_PRESENT
-        if table is None or word & needed != needed or access is Access.EXEC and word & _PAGE_NX:
-            return ~user_error_code(write, access is Access.EXEC, word)
+        if table is None or word & needed != needed or access is _EXEC and word & _PAGE_NX:
+            return ~user_error_code(write, access is _EXEC, word)
         used = word | _PAGE_ACCESSED
         if write:
             # Where soft-dirty is tracked, a writable entry is soft-dirty already.
@@ -214,7 +216,7 @@ class Process(SystemCalls):
         found = b""
         while len(found) < size:
             at = addr + len(found)
-            _, physical = self._translate(at, Access.READ)
+            _, physical = self._translate(at, _READ)
             if physical < 0:
                 break
             found += self.user.contents.read(physical, min(size - len(found), PAGE_SIZE - (at & PAGE_SIZE - 1)))
@@ -227,7 +229,7 @@ class Process(SystemCalls):
         touch = Touch(Outcome.OK)
         while done < len(data):
             at = addr + done
-            touch, physical = self._translate(at, Access.WRITE)
+            touch, physical = self._translate(at, _WRITE)
             faults += touch.faults                      # type: ignore[assignment]
             if physical < 0:
                 break

@@ -81,6 +81,9 @@ class VmaTree:
 
     def lookup(self, address: int) -> Vma | None:
         """The area that holds ``address``, or None (5.17: include/linux/mm.h, vma_lookup())."""
+        hit = self._last_hit
+        if hit is not None and hit.vm_start <= address < hit.vm_end:
+            return hit
         vma = self.find(address)
         return vma if vma is not None and vma.vm_start <= address else None
 
