@@ -360,3 +360,22 @@ def test_events_tell_the_fault_the_page_and_rss() -> None:
     assert [event.name for event in events] == ["exceptions:page_fault_user", "kmem:mm_page_alloc", "kmem:mm_page_alloc",
                                                 "kmem:mm_page_alloc", "kmem:mm_page_alloc", "kmem:rss_stat"]
     assert (events[0]["address"], events[0]["error_code"]) == (A + 8, 6) and events[-1]["size"] == P
+
+
+def test_a_move_without_memory_for_tables_fails_and_the_pages_stay_where_they_were() -> None:
+    machine = toy16()
+    machine.overcommit.policy = OVERCOMMIT_ALWAYS
+    p, hog = process(machine), process(machine)
+    anon(p, 600)
+    p.touch_range(A, 600)
+    p.write(A + 599 * P, b"end")
+    anon(hog, 4000)
+    hog.touch_range(A, 4000)
+    committed = machine.overcommit.committed
+    assert p.mremap(A, 600 * P, 700 * P, MREMAP_MAYMOVE | 2, 0x70_0000_1000) == -12
+    assert p.read(A + 599 * P, 3) == b"end" and p.mm.map_count == 1 and machine.overcommit.committed == committed
+    checked(p)
+    hog.exit()
+    assert p.mremap(A, 600 * P, 700 * P, MREMAP_MAYMOVE | 2, 0x70_0000_1000) == 0x70_0000_1000
+    assert p.read(0x70_0000_1000 + 599 * P, 3) == b"end"
+    checked(p)
