@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import re
@@ -167,5 +168,10 @@ def test_the_script_of_the_last_exercise_runs_where_there_is_a_proc() -> None:
 
 def test_what_true_did_is_what_the_chapter_says() -> None:
     path = BOOK.parent / "tests/golden/recordings/linux-5.17-userland/ch11_autopsy.jsonl.gz"
-    assert ch03.code_table(ch03.recorded_faults(path, "true")).splitlines()[0] == "49 page faults"
+    faults = ch03.recorded_faults(path, "true")
+    assert ch03.code_table(faults).splitlines()[0] == "49 page faults"
+    twice = [(fault.code, fault.ip) for fault in faults if fault.addr == 0x7FFFF7FFDE06]
+    assert twice == [(4, "0x7ffff7fe57ad"), (7, "0x7ffff7fe57ad")]
+    with gzip.open(path, "rt") as lines:
+        assert sum(1 for _ in lines) == 19
     assert "0x1234  error code 0x6" in outputs("segv")
