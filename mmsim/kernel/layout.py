@@ -19,6 +19,8 @@ from random import Random
 
 from mmsim.constants import MAX_PHYSMEM_BITS, SIZEOF_STRUCT_PAGE
 from mmsim.errors import InputError, InvariantError
+from mmsim.paging.entry_area import CPU_ENTRY_AREA_BASE
+from mmsim.paging.fixmap import FIXADDR_TOP, fix_to_virt
 from mmsim.units import GIB, KIB, MIB, PAGE_SHIFT, PAGE_SIZE, TIB, U64_MAX, align_up
 
 __all__ = ["CPU_ENTRY_AREA_BASE", "FIXADDR_TOP", "Layout", "PAGE_OFFSET_BASE", "Region", "START_KERNEL_MAP", "VMALLOC_BASE",
@@ -30,14 +32,11 @@ PAGE_OFFSET_BASE = 0xFFFF_8880_0000_0000
 VMALLOC_BASE = 0xFFFF_C900_0000_0000
 VMALLOC_SIZE = 32 * TIB
 VMEMMAP_BASE = 0xFFFF_EA00_0000_0000
-CPU_ENTRY_AREA_BASE = 0xFFFF_FE00_0000_0000
 ESPFIX_BASE = 0xFFFF_FF00_0000_0000
 EFI_VA_END, EFI_VA_START = 0xFFFF_FFEF_0000_0000, 0xFFFF_FFFF_0000_0000
 START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 MODULES_END = 0xFFFF_FFFF_FF00_0000
 VSYSCALL_ADDR = 0xFFFF_FFFF_FF60_0000
-#: The fixmap grows down from here; its pages are numbered at compile time.
-FIXADDR_TOP = 0xFFFF_FFFF_FF7F_F000
 FIXADDR_SIZE = 2 * MIB + 512 * KIB
 #: Where a bootloader puts the image, and the alignment of every other place that KASLR may choose.
 LOAD_PHYSICAL_ADDR, PHYSICAL_ALIGN = 16 * MIB, 2 * MIB
@@ -218,7 +217,7 @@ class Layout:
         """The address of a fixmap slot: slots are counted downwards (5.17: __fix_to_virt())."""
         if not 0 <= index < FIXADDR_SIZE >> PAGE_SHIFT:
             raise InputError(f"the fixmap has no slot {index}")
-        return FIXADDR_TOP - (index << PAGE_SHIFT)
+        return fix_to_virt(index)
 
     def check(self) -> None:
         """Verify that the regions tile the address space in order. Raise InvariantError."""

@@ -17,6 +17,7 @@ from itertools import count
 
 from mmsim.constants import TLB_FLUSH_ALL, TLB_NR_DYN_ASIDS, TLB_SINGLE_PAGE_FLUSH_CEILING
 from mmsim.errors import InputError, InvariantError
+from mmsim.paging.kernel_tables import InitMm
 from mmsim.paging.mmu import CR3_NOFLUSH, INVPCID_ADDRESS, INVPCID_ALL_GLOBAL, INVPCID_SINGLE, Mmu
 from mmsim.paging.tables import PageTables, kernel_to_user_pgd
 from mmsim.trace import Trace
@@ -99,6 +100,9 @@ class TlbFlush:
         self.pending: list[tuple[int, tuple[int, MmContext, int, int, int, int]]] = []
         for mmu in cpus:
             mmu.write_cr3(self._build_cr3(mmu, self.init_mm, 0))
+        if isinstance(kernel, InitMm):
+            # vfree() and set_memory_*() tell through the kernel's tables what is to be forgotten.
+            kernel.on_flush.append(self.flush_tlb_kernel_range)
 
     def new_context(self, tables: PageTables) -> MmContext:
         """Make an address space known (5.17: init_new_context())."""

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmsim.boot.ioremap import SLOT_BASE
 from mmsim.errors import InputError
 from mmsim.kernel.layout import CPU_ENTRY_AREA_BASE, PAGE_OFFSET_BASE, Layout
+from mmsim.paging.fixmap import Fixmap, virt_to_fix
 from mmsim.units import GIB, TIB, U64_MAX
 
 
@@ -51,3 +53,16 @@ def test_what_is_no_address_is_refused():
         Layout(0)
     with pytest.raises(InputError):
         Layout(16, seed=1, randomize_base=False)
+
+
+def test_slots_are_numbered_downwards_and_the_early_windows_share_one_table():
+    for vsyscall, slot_base in ((False, 0xFFFF_FFFF_FF40_0000), (True, SLOT_BASE)):
+        fixmap = Fixmap(vsyscall=vsyscall)
+        assert fixmap.virt("FIX_BTMAP_BEGIN") == slot_base
+        first, last = fixmap.virt("FIX_BTMAP_BEGIN"), fixmap.virt("FIX_BTMAP_END")
+        assert first >> 21 == last >> 21 and last - first == 511 * 4096
+        assert all(virt_to_fix(fixmap.virt(name) + 4095) == index for name, index in fixmap.index.items())
+        assert fixmap.name(fixmap.index["FIX_BTMAP_BEGIN"] - 65) == "FIX_BTMAP window 1, page 1"
+        assert fixmap.name(fixmap.index["FIX_IO_APIC_BASE_0"] + 3) == "FIX_IO_APIC_BASE_3"
+    with pytest.raises(InputError, match="no FIX_NOTHING"):
+        Fixmap().virt("FIX_NOTHING")

@@ -328,3 +328,20 @@ def test_a_whole_machine_runs_with_its_regions_moved(seed):
     machine.vmalloc.vfree(area)
     task.exit()
     machine.check()
+
+
+def test_tlbs_forget_kernel_pages_whose_rights_were_taken_and_areas_that_were_purged(machine):
+    cpu = Mmu(machine.contents)
+    flush = TlbFlush([cpu], machine.init_mm)
+    at = DIRECT_MAP + 0x8000000
+    cpu.translate(at, "w", user=False)
+    set_memory_ro(machine.init_mm, at, 1)
+    assert error_code(cpu, at, "w", user=False) == 3
+    area = machine.vmalloc.vmalloc(4096)
+    cpu.translate(area, "w", user=False)
+    machine.vmalloc.vfree(area)
+    cpu.translate(area, user=False)                 # unmapped, but the CPU still knows it: hence the range is not used again yet
+    assert machine.vmalloc.vmalloc(4096) != area
+    machine.vmalloc.purge()
+    assert error_code(cpu, area, user=False) == 0
+    flush.check([])
