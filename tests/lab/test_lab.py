@@ -69,7 +69,8 @@ def test_the_page_that_waits_in_a_pagevec_is_copied_for_nothing() -> None:
     ("madvise(a, 4K, 77)", "-1 EINVAL"), ("madvise(a+64K, 4K, dontneed)", "-1 ENOMEM"), ("mremap(a, 4K, 0)", "-1 EINVAL"),
     ("mremap(0x39000000, 4K, 8K, maymove)", "= 14"), ("msync(a, 4K, sync|async)", "-1 EINVAL"), ("mincore(a+1, 1)", "-1 EINVAL"),
     ("mincore(0, 4K)", "-1 ENOMEM"), ("mlock2(a, 4K, 4)", "-1 EINVAL"), ("mlockall(8)", "-1 EINVAL"), ("brk(0)", "= 0x555555559000"),
-    ("read 0", "SIGSEGV (SEGV_MAPERR) at 0x0"), ("write a+16K", None), ("exec a", None), ("read 0x800000000000", "SIGSEGV (SI_KERNEL) at 0x0"),
+    ("read 0", "SIGSEGV (SEGV_MAPERR) at 0x0"), ("write a+16K", None), ("exec a", None), ("read 0x800000000000",
+    "SIGSEGV (SI_KERNEL) at 0x0"),
     ("read -8", "SIGSEGV (SEGV_MAPERR) at 0xfffffffffffffff8")])
 def test_a_bad_call_is_answered_as_linux_answers_it(statement: str, outcome: str | None) -> None:
     lab = run(f"a = mmap(16K, rw, private|anon)\n{statement}")
@@ -137,13 +138,15 @@ def test_python_calls_are_steps_too() -> None:
 
 
 @pytest.mark.parametrize(("script", "message"), [
-    ("read nothing", "line 1, column 6: no variable or constant 'nothing'"), ("mmapp(4K)", "line 1, column 1: no call 'mmapp'; expected mmap"),
+    ("read nothing", "line 1, column 6: no variable or constant 'nothing'"), ("mmapp(4K)",
+    "line 1, column 1: no call 'mmapp'; expected mmap"),
     ("munmap(4K)", "munmap needs length; expected munmap(addr, length)"), ("munmap(1, 2, 3)", "line 1, column 14: one argument too many"),
     ("munmap(1, length=2, length=3)", "length is given twice"), ("munmap(1, size=2)", "munmap has no argument 'size'"),
     ("child: read 0", "line 1: no process 'child'; expected main"), ("exit\nread 0", "line 2: process 'main' has ended"),
     ('munmap("a", 1)', "column 8: a string; expected a number"), ("file(4K, 4K)", 'a name in quotes'), ("read 0 0", "a size of 0"),
     ("read 0 -4", "the machine"), ('f = file("x", 4K)\nread f', "'f' is a file"), ("mmap(4K, r, shared, 7)", "no file"),
-    ("sysctl swappiness 3", "no sysctl swappiness"), ("rlimit cpu 3", "no limit 'cpu'"), ("fork -> main", "there is a process 'main' already"),
+    ("sysctl swappiness 3", "no sysctl swappiness"), ("rlimit cpu 3", "no limit 'cpu'"), ("fork -> main",
+    "there is a process 'main' already"),
     ("vfork -> c\nread 0", "waits until its vfork child"), ("madvise(0, 4K, dontned)", "dontneed")])
 def test_what_makes_no_sense_is_said_with_its_line(script: str, message: str) -> None:
     lab = Lab()
@@ -160,7 +163,8 @@ def test_what_makes_no_sense_is_said_with_its_line(script: str, message: str) ->
 @pytest.mark.parametrize(("script", "message"), [
     ("repeat 1000000000: read 0", "has made 30 steps"), ("a = 0\nrepeat 10T: a = a + 1", "has executed 20000 statements"),
     ("repeat 10T: repeat 0: read 0", "has executed 20000 statements"), ("a = mmap(1G, rw, private|anon|populate)", "up to 262144 pages"),
-    ("a = mmap(1G, rw, private|anon|noreserve)\nmlock(a, 1G)", "up to 262144 pages"), ("a = mmap(1G, rw, private|anon|noreserve)\nread a 1G", "up to 262144 pages"),
+    ("a = mmap(1G, rw, private|anon|noreserve)\nmlock(a, 1G)", "up to 262144 pages"),
+    ("a = mmap(1G, rw, private|anon|noreserve)\nread a 1G", "up to 262144 pages"),
     ("a = mmap(1G, rw, private|anon|noreserve)\nmlockall(current)", "pages"), ("mlockall(future)\nmmap(1G, rw, private|anon)", "pages"),
     ("mlockall(future)\nbrk(+1G)", "pages"), ("a = mmap(1G, rw, private|anon|noreserve)\nmincore(a, 1G)", "a vector of 262144 bytes"),
     ("a = mmap(1G, rw, private|anon|noreserve)\nrepeat 25: write a; a = a + 2M", "frames; the lab has 24"),
@@ -200,8 +204,10 @@ def test_no_text_breaks_the_parser(text: str) -> None:
         assert str(error)
 
 
-_NAMES = st.sampled_from(["a", "b", "f", "4K", "64K", "0", "1", "-1", "+8K", "0x7ffff7fff000", "TASK_SIZE", "rw", "r", "none", "private|anon",
-                          "shared|anon", "private|anon|fixed", "dontneed", "free", "wipeonfork", "maymove", "maymove|fixed", "fixed", "sync",
+_NAMES = st.sampled_from(["a", "b", "f", "4K", "64K", "0", "1", "-1", "+8K", "0x7ffff7fff000", "TASK_SIZE", "rw", "r", "none",
+                          "private|anon",
+                          "shared|anon", "private|anon|fixed", "dontneed", "free", "wipeonfork", "maymove", "maymove|fixed",
+                          "fixed", "sync",
                           "a+4K", "a-4K", "b+12K", "a+1", "onfault", "current", "future", "1G", "2M", "0xffffffffffffffff"])
 _CALLS = st.sampled_from(["mmap", "munmap", "mprotect", "mremap", "brk", "sbrk", "mlock", "mlock2", "munlock", "mlockall", "munlockall",
                           "madvise", "msync", "mincore", "file"])
@@ -216,17 +222,19 @@ def statements(draw: st.DrawFn) -> str:
         fixed = draw(st.sampled_from(["", "|fixed, at=a", "|fixed, at=b+8K", "|populate", "|noreserve", "|growsdown"]))
         length = draw(st.sampled_from(["4K", "16K", "64K"]))
         shared = draw(st.sampled_from(["private|anon", "shared|anon"]))
-        return f"{process}{draw(st.sampled_from('ab'))} = mmap({length}, {draw(st.sampled_from(['rw', 'r', 'none', 'rwx']))}, {shared}{fixed})"
+        prot = draw(st.sampled_from(['rw', 'r', 'none', 'rwx']))
+        return f"{process}{draw(st.sampled_from('ab'))} = mmap({length}, {prot}, {shared}{fixed})"
     if kind < 5:
         return f"{process}{draw(_CALLS)}({', '.join(draw(st.lists(_NAMES, max_size=5)))})"
     if kind < 8:
         word, size = draw(st.sampled_from(["read", "write", "exec"])), draw(st.sampled_from(["", " 8K", " 1", ' "text"', " 0"]))
         return f"{process}{word} {draw(_NAMES)}{size if word != 'exec' else ''}"
-    return process + draw(st.sampled_from(["fork -> c", "fork -> d", "vfork -> d", "exit", "exit c", "drain", "repeat 3: read a", "b = a + 4K",
-                                           "sysctl max_map_count 6", "rlimit memlock 32K", "sysctl overcommit_memory 2", "c ="]))
+    return process + draw(st.sampled_from(["fork -> c", "fork -> d", "vfork -> d", "exit", "exit c", "drain", "repeat 3: read a",
+                                           "b = a + 4K", "sysctl max_map_count 6", "rlimit memlock 32K",
+                                           "sysctl overcommit_memory 2", "c ="]))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(statements(), max_size=25))
 def test_no_script_raises_anything_but_the_labs_own_error_and_the_machine_stays_sound(lines: list[str]) -> None:
     lab = Lab(max_steps=60, max_frames=200, max_processes=4)

@@ -37,8 +37,8 @@ def test_every_kind_of_statement_is_known(text: str, kind: type) -> None:
     assert isinstance(one(text), kind)
 
 
-@pytest.mark.parametrize(("text", "value"), [("4096", 4096), ("0x1000", 4096), ("4K", 4096), ("4k", 4096), ("2MiB", 2 << 20), ("1G", 1 << 30),
-                                             ("3TB", 3 << 40), ("0x10K", 16384), ("0XFF", 255)])
+@pytest.mark.parametrize(("text", "value"), [("4096", 4096), ("0x1000", 4096), ("4K", 4096), ("4k", 4096), ("2MiB", 2 << 20),
+                                             ("1G", 1 << 30), ("3TB", 3 << 40), ("0x10K", 16384), ("0XFF", 255)])
 def test_numbers_have_suffixes(text: str, value: int) -> None:
     assert number(text) == value
 
@@ -77,7 +77,8 @@ def test_an_explicit_sign_is_kept() -> None:
     ("write", 6, "the line ends", "an address"), ("fork child", 6, "'child' stands here", "'->'"), ("fork ->", 8, "the line ends", "name"),
     ("child:", 7, "the line ends", "a statement"), ("x y", 3, "'y' stands here", "'(' or '='"), ("repeat: read a", 7, "':'", "how often"),
     ("repeat 3 read a", 10, "'read'", "':'"), ("read 12Q", 6, "no number", "digits"), ('write a "x', 9, "does not end", 'closing "'),
-    ("mmap(,)", 6, "','", "an argument"), ("a == 3", 4, "'='", "a call"), ("read é", 6, "means nothing", ""), ("read a b c", 10, "'c'", "';'"),
+    ("mmap(,)", 6, "','", "an argument"), ("a == 3", 4, "'='", "a call"), ("read é", 6, "means nothing", ""),
+    ("read a b c", 10, "'c'", "';'"),
     (r'write a "\q"', 10, r"no escape \q", "xNN"), ("read " + "9" * 30, 6, "64 bits", ""), ("read " + "(" * 30, 27, "nested", ""),
     ("read (a", 8, "the line ends", "')'"), ("f(a b)", 5, "'b'", "','"), ("x" * (MAX_LINE + 1), MAX_LINE, "characters", ""),
     ("; read a", 1, "';'", "a statement"), ("3 = a", 1, "'3'", "a statement")])
