@@ -3,7 +3,7 @@
 # make lab    the notebooks in JupyterLab
 # make site   build the book into _build/html without serving it
 # make bench  the benchmarks; writes benchmarks/RESULTS.md
-# make notebooks   run all notebooks again and normalise them (git diff is empty if nothing changed)
+# make notebooks   run all notebooks and replays again and normalise the results (git diff is empty if nothing changed)
 # make clean  remove what was built; `make distclean` removes the environment and the caches too
 
 PYTHON ?= python3
@@ -35,6 +35,7 @@ bench: site
 
 notebooks: setup
 	@$(PY) tools/normalise_notebooks.py
+	@$(PY) tools/faithful.py
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -171,6 +171,11 @@ class FirstUses(SphinxTransform):
                 at = end
             if pieces:
                 parent.replace(text, [*pieces, nodes.Text(text[at:])])
+        for term in self.document.findall(nodes.term):   # what only the chapter's own list of terms has
+            for _, _, entry in matcher.find(term.astext()):
+                if entry.name not in uses:
+                    uses[entry.name] = place = f"use-{nodes.make_id(entry.name)}"
+                    term["ids"].append(place)
         self.env.mm_term_uses[self.env.docname] = uses   # type: ignore[attr-defined]
 
     def link(self, entry: Entry, text: str, place: str) -> nodes.Node:
@@ -220,7 +225,7 @@ def as_html(node: nodes.Node) -> str:
     if isinstance(node, nodes.Text):
         return str(node).replace("&", "&amp;").replace("<", "&lt;")
     if isinstance(node, nodes.math):
-        return str(latex2mathml.tex2mathml(node.astext()))
+        return re.sub(r"\s*xmlns=\"[^\"]*\"|\n\s*", "", str(latex2mathml.tex2mathml(node.astext())))
     inside = "".join(as_html(child) for child in node.children)
     tag = {nodes.literal: "code", nodes.emphasis: "em", nodes.paragraph: "p"}.get(type(node))
     return f"<{tag}>{inside}</{tag}>" if tag else inside

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -211,7 +212,8 @@ def places_of(env: BuildEnvironment) -> dict[str, list[Place]]:
 
 def explains(found: list[Place]) -> Place:
     """The section that most likely explains: no aside, rather of "What Linux does", and there the one that names it most often."""
-    return min(found, key=lambda place: (place.weight, -place.count, place.chapter))
+    sections = Counter(place.chapter for place in found)
+    return min(found, key=lambda place: (place.weight, -place.count, -sections[place.chapter], place.chapter))
 
 
 def sort_key(name: str) -> tuple[str, str]:
