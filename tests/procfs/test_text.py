@@ -19,6 +19,7 @@ from mmsim.procfs.meminfo import (
     meminfo_values,
     vmstat_values,
 )
+from mmsim.procfs.nodestats import meminfo_of_stats
 from mmsim.procfs.zoneinfo import NODE_STATS, NUMA_STATS, ZONE_STATS, zoneinfo
 from mmsim.recorded import (
     Recording,
@@ -121,6 +122,19 @@ def test_meminfo_follows_from_zoneinfo(recording):
     assert values["CmaTotal"] == recorded["CmaTotal"]
     # The files are read one after the other, and each read allocates.
     assert abs(values["MemFree"] - recorded["MemFree"]) <= 512
+
+
+def test_the_lines_of_meminfo_that_nodes_count_follow_from_zoneinfo(recording):
+    if "/proc/meminfo" not in recording.sections:
+        return
+    values = meminfo_of_stats(memory_with_the_numbers_of(recording))
+    recorded = parse_meminfo(recording.section("/proc/meminfo"))
+    assert {"Slab", "KernelStack", "PageTables", "AnonPages", "Mapped", "Shmem", "Cached", "Mlocked", "Active(anon)"} <= values.keys()
+    for name, value in values.items():
+        # Buffers and swap, which are taken off Cached, are not modelled; and reading a file allocates a little.
+        known = recorded[name] + (recorded["Buffers"] + recorded["SwapCached"] if name == "Cached" else 0)
+        assert abs(value - known) <= 128, name
+    assert sum(values[name] == recorded[name] for name in values) >= len(values) - 6
 
 
 def test_what_is_printed_can_be_read_back():
