@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from itertools import groupby
 from random import Random
 
+from mmsim.constants import ZONE_NORMAL
 from mmsim.draw import Ask, Choice, Entry, Frame, Ledger, Legend, Scene, Seed, figure
 from mmsim.figures.ch03.the_walk import SMALL_SIZES
+from mmsim.figures.ch05.machines import small_memory
 from mmsim.paging.address import LEVEL_SHIFT, PAGE_LEVEL_SIZE, TableCost, level_name, table_cost
 from mmsim.paging.contents import FrameContents
 from mmsim.paging.pte import PAGE_SHARED
 from mmsim.paging.tables import PageTables, TableMemory
-from mmsim.reference import toy16
+from mmsim.physical.page_alloc import PageAllocator
 from mmsim.units import GIB, KIB, MIB, PAGE_SIZE, TIB, format_bytes
 
 __all__ = ["PAGES", "STRIDES", "addresses", "page_table_tax", "tables_of"]
@@ -39,8 +41,8 @@ def addresses(pattern: str, stride: int, level: int, seed: int) -> list[int]:
 
 
 def tables_of(addrs: list[int], level: int) -> PageTables:
-    """Real tables, in frames of a machine of 16 MiB, that map pages at these addresses (all to one frame: only tables matter)."""
-    tables = PageTables(TableMemory(toy16().allocator, FrameContents(4096)))
+    """Real tables, in frames of a machine of 4 MiB, that map pages at these addresses (all to one frame: only tables matter)."""
+    tables = PageTables(TableMemory(PageAllocator(small_memory((ZONE_NORMAL, 1024))), FrameContents(1024)))
     for addr in addrs:
         tables.map_page(addr, 0, PAGE_SHARED, level)
     return tables

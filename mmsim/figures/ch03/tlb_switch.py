@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from mmsim.constants import TLB_NR_DYN_ASIDS
+from mmsim.constants import TLB_NR_DYN_ASIDS, ZONE_NORMAL
 from mmsim.draw import Ask, Entry, Frame, Ledger, Legend, Range, Scene, Toggle, figure, grouped
+from mmsim.figures.ch05.machines import small_memory
 from mmsim.paging.contents import FrameContents
 from mmsim.paging.mmu import Mmu
 from mmsim.paging.pte import PAGE_SHARED
 from mmsim.paging.tables import PageTables, TableMemory
 from mmsim.paging.tlbflush import MmContext, TlbFlush
 from mmsim.paging.walk import Control
-from mmsim.reference import toy16
+from mmsim.physical.page_alloc import PageAllocator
 
 __all__ = ["Turn", "Turns", "kept_share", "tlb_switch"]
 
@@ -36,9 +37,8 @@ class Turns:
     """Processes that take turns; each touches its pages once a turn."""
 
     def __init__(self, processes: int, pages: int, pcid: bool):
-        machine = toy16()
         contents = FrameContents(1 << 20)
-        memory = TableMemory(machine.allocator, contents)
+        memory = TableMemory(PageAllocator(small_memory((ZONE_NORMAL, 1024))), contents)
         kernel = PageTables(memory, user=False)
         self.cpu = Mmu(contents, Control(pcide=pcid))
         self.flush = TlbFlush([self.cpu], kernel)
