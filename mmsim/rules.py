@@ -41,7 +41,7 @@ class Rules:
     node_min_size: bool = True
     #: crashkernel=range:size compares the amount of RAM rounded up to 128 MiB instead of the exact total (6.1).
     crashkernel_rounds_up: bool = False
-    #: mremap() of an address with nothing mapped returns +14 instead of -EFAULT (until 5.19).
+    #: mremap() of an address with nothing mapped returns +14 instead of -EFAULT (until 5.18-rc7).
     mremap_positive_efault: bool = True
     #: mremap() that grows an area in place joins it with the area it then touches (in 6.1).
     mremap_growth_merges: bool = False

@@ -24,6 +24,7 @@ from mmsim.draw import (
 from mmsim.draw import Entry as Count
 from mmsim.errors import InputError
 from mmsim.figures.ch07.family import Entry, Family
+from mmsim.process.user_memory import ANON_EXCLUSIVE
 
 __all__ = ["cow_family"]
 
@@ -199,6 +200,7 @@ def _access(state: _State, verb: str, who: str, page: int) -> tuple[str, str]:
     references = family.user.frames.refcount[before.pfn] if before else 0
     mapped = family.user.frames.mapcount[before.pfn] if before else 0
     waits = before is not None and before.pfn in family.waiting()
+    exclusive = before is not None and family.user.frames.flags[before.pfn] & ANON_EXCLUSIVE
     if verb == "read":
         family.read(who, page)
         after = family.entry(who, page)
@@ -217,7 +219,10 @@ def _access(state: _State, verb: str, who: str, page: int) -> tuple[str, str]:
             return "copy", f" Nobody else maps {family.name(before.pfn)}, but the pagevec holds a reference: {references} instead of 1."
         return "copy", f" {family.name(before.pfn)} had {references} references."
     if family.machine.counters["pgreuse"] > reuse:
-        return "reuse", " It had one reference." if references == 1 else f" It had {references} references, but is marked exclusive."
+        if references == 1:
+            return "reuse", " It had one reference."
+        why = "it is marked exclusive" if exclusive and family.machine.rules.cow_reuse == "exclusive" else "the pagevec was emptied first"
+        return "reuse", f" It had {references} references, but {why}."
     return "none", ""
 
 
