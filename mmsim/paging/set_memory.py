@@ -125,8 +125,12 @@ def split_large_page(kernel: InitMm, addr: int) -> int:
     prot = _not_protnone(prot)
     step = PAGE_LEVEL_SIZE[level - 1] >> PAGE_SHIFT
     words = kernel.memory.contents.zero(pfn)
-    for number in range(512):
-        words[number] = pfn_word(first + number * step, prot, mask)
+    if prot & _PAGE_PRESENT:
+        start = pfn_word(first, prot, mask)
+        words[:] = array("Q", range(start, start + (512 * step << PAGE_SHIFT), step << PAGE_SHIFT))
+    else:
+        for number in range(512):
+            words[number] = pfn_word(first + number * step, prot, mask)
     table[index] = pfn << PAGE_SHIFT | _KERNPG_TABLE
     base = addr & -PAGE_LEVEL_SIZE[level]
     kernel.adopt_table(level - 1, pfn, base)
@@ -194,6 +198,9 @@ def _change_one(kernel: InitMm, cpa: _Cpa, addr: int, remaining: int, primary: b
         word = table[index]
         if level == 1:
             pfn = pte_pfn(word)
+            run = _small_pages(kernel, cpa, table, index, addr, remaining)
+            if run:
+                return run, pfn
             prot = pte_flags(word) & ~cpa.mask_clr | cpa.mask_set
             prot = _not_protnone(_static_protections(kernel, prot, addr, pfn, 1, False))
             new = pfn_word(pfn, prot, PTE_PFN_MASK)
@@ -210,6 +217,25 @@ def _change_one(kernel: InitMm, cpa: _Cpa, addr: int, remaining: int, primary: b
         if error:
             return error, -1
         cpa.split = True
+
+
+def _small_pages(kernel: InitMm, cpa: _Cpa, table: array[int], index: int, addr: int, remaining: int) -> int:
+    """Change all the pages from an entry on that show neighbouring frames and of which nothing is forbidden; return how many, 0
+    if there are not two. The kernel does this page by page; the result is the same.
+    """
+    first = table[index]
+    count, limit = 1, min(remaining, 512 - index)
+    while count < limit and table[index + count] == first + (count << PAGE_SHIFT):
+        count += 1
+    probe = _PAGE_PRESENT | _PAGE_RW | _PAGE_NX
+    if count < 2 or not first & _PAGE_PRESENT or cpa.mask_clr & _PAGE_PRESENT or \
+            _static_protections(kernel, probe, addr, pte_pfn(first), count, False) != probe:
+        return 0
+    new = first & ~cpa.mask_clr | cpa.mask_set
+    if new != first:
+        table[index:index + count] = array("Q", range(new, new + (count << PAGE_SHIFT), PAGE_SIZE))
+        cpa.changed = True
+    return count
 
 
 def _change(kernel: InitMm, cpa: _Cpa, addr: int, numpages: int, check_alias: bool, primary: bool) -> int:

@@ -506,7 +506,10 @@ class PageTables:
         the kernel's own tables.
         """
         def below(pfn: int, level: int, base: int, last: int) -> Iterator[tuple[int, int, int]]:
-            for index, word in enumerate(self.memory.contents.words(pfn)[:last]):
+            words = self.memory.contents.words(pfn)
+            if words == _ZERO_TABLE:
+                return
+            for index, word in enumerate(words[:last]):
                 if word & _PAGE_PRESENT and not word & _PAGE_PSE:
                     frame, low = (word & PTE_PFN_MASK) >> PAGE_SHIFT, base + index * PAGE_LEVEL_SIZE[level]
                     yield level - 1, frame, sign_extend(low, self.levels)
