@@ -26,11 +26,12 @@ from mmsim.procfs.process import smaps
 from mmsim.reference import REF256_COMMAND_LINE, REF256_MAP, qemu_platform
 from mmsim.replay.faults_program import REGIONS_END, FaultProgram
 from mmsim.replay.readers import read_jsonl
-from mmsim.replay.registry import Check, same
-from mmsim.rules import Rules
+from mmsim.replay.registry import Check, replays, same
+from mmsim.replay.vma import release_in
+from mmsim.rules import Rules, rules_for
 from mmsim.units import KIB, MIB, PAGE_SHIFT, PAGE_SIZE
 
-__all__ = ["ModelHost", "compare_faults", "run_on_model"]
+__all__ = ["ModelHost", "compare_faults", "own_faults", "run_on_model"]
 
 P = PAGE_SIZE
 #: The rules that decide about pages, with all their values.
@@ -176,3 +177,9 @@ def compare_faults(path: Path, rules: Rules) -> Iterator[Check]:
             others = others or {name: run_on_model(variant) for name, variant in _variants(rules)}
             known = next((name for name, variant in others.items() if dict(_parts(variant[number])).get(what) == expected), "")
             yield Check(at, False, expected, got, f"the rule {known}" if known else "")
+
+
+@replays("faults/faults-*.jsonl*")
+def own_faults(path: Path) -> Iterator[Check]:
+    """What ``record faults`` recorded: each step's fault counts and smaps, under the release in the file's name."""
+    yield from compare_faults(path, rules_for(release_in(path, "faults-5.17")))

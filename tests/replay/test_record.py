@@ -141,6 +141,8 @@ if HERE:
         assert status in (0, 1) and not report["error"] and report["total"] > 150
         records = list(read_jsonl(Path(report["path"])))
         assert [record["step"] for record in records] == [line["step"] for line in run_on_model(rules_for("5.17"))]
+        assert main([report["path"]]) == status
+        capsys.readouterr()
         assert all(set(record) <= {"step", "minflt", "majflt", "smaps", "segv", "sigbus"} for record in records)
         # So much is the same on every kernel: one fault for each page, and none for one that is there.
         counts = {record["step"]: record["minflt"] + record["majflt"] for record in records}
