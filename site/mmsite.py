@@ -160,7 +160,7 @@ def shrink_icon_font(static: Path) -> None:
     glyphs = {ord(one) for one in text if "\ue000" <= one <= "\uf8ff"}
     glyphs |= {int(one, 16) for one in re.findall(r'"\\([ef][0-9a-f]{3})"', text)}
     for path in sorted(fonts.glob("*.ttf")):
-        font = TTFont(path)
+        font = TTFont(path, recalcTimestamp=False)
         subsetter = Subsetter()
         subsetter.populate(unicodes=glyphs)
         subsetter.subset(font)
