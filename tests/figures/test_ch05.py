@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mmsim.draw import BoundFigure
 from mmsim.draw.figure import compute
 from mmsim.errors import InputError
 from mmsim.figures import ch05
@@ -16,28 +15,9 @@ from mmsim.figures.ch05.order_failed import REQUESTS, STATES
 from mmsim.figures.ch05.watermark_tank import CALLERS, MACHINES
 from mmsim.host import host
 from mmsim.recorded import parse_buddyinfo, read_recording
+from tests.figures.whole import sentences
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-ALL = [ch05.buddy_board, ch05.e820_to_buddy, ch05.stealing, ch05.watermark_tank, ch05.why_order_failed]
-
-
-def sentences(figure: BoundFigure) -> list[str]:
-    return [" ".join(frame.say.split()) for frame in figure.frames()]
-
-
-@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)
-def test_a_figure_is_whole_in_both_widths_and_small_enough(figure) -> None:  # type: ignore[no-untyped-def]
-    payload = figure().payload()
-    assert "error" not in payload and "problems" not in payload
-    assert set(payload["layouts"]) == {"wide", "narrow"}
-    assert 5 <= len(payload["frames"]) <= 60
-    assert any("ask" in frame for frame in payload["frames"])
-    assert len(json.dumps(payload)) < 250_000
-
-
-@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)
-def test_the_same_parameters_give_the_same_frames(figure) -> None:  # type: ignore[no-untyped-def]
-    assert figure().payload() == figure().payload()
 
 
 # -- e820 to buddy ----------------------------------------------------------------------------------------------

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 
 import pytest
 
-from mmsim.draw import NARROW, WIDE, BoundFigure, Figure, text_width
+from mmsim.draw import BoundFigure
 from mmsim.draw.figure import compute
-from mmsim.draw.theme import TEXT_STYLES
 from mmsim.errors import InputError
 from mmsim.figures import ch06
 from mmsim.figures.ch06.gauges import caches_of, cpus_of
@@ -20,11 +18,9 @@ from mmsim.figures.ch06.slub_machine import letters
 from mmsim.host import host
 from mmsim.kernel.layout import Layout
 from mmsim.kernel.slab_layout import calculate_order
+from tests.figures.whole import named, nothing_outside_of_the_sheet, one_story_in_both_widths, sentences
 
-FIGURES = [ch06.kernel_atlas, ch06.slub_machine, ch06.tid_race, ch06.slab_report, ch06.vmalloc_gaps, ch06.which_allocator,
-           ch06.slab_order]
 VARIANTS: list[BoundFigure] = [
-    *(figure() for figure in FIGURES),
     ch06.kernel_atlas(kaslr="on", seed=7, ram="6T"), ch06.kernel_atlas(addresses="0x400000, ffffffffffffffff 0"),
     ch06.kernel_atlas(kaslr="on", ram="256M", addresses="ffff9e4a00001000 ffffffffc0000000 fffffe0000001000"),
     ch06.slub_machine(size=64, cpus=64), ch06.slub_machine(size=1024, cpus=4, hardened="on"), ch06.slub_machine(chain=0),
@@ -42,65 +38,29 @@ VARIANTS: list[BoundFigure] = [
 ]  # fmt: skip
 
 
-def named(figure: BoundFigure) -> str:
-    return figure.words().split("\n")[0][:60]
-
-
-def said(figure: BoundFigure) -> list[str]:
-    return [frame.say for frame in figure.frames()]
-
-
 @pytest.mark.parametrize("figure", VARIANTS, ids=named)
-def test_both_widths_tell_the_same_story_in_a_readable_number_of_frames(figure: BoundFigure) -> None:
-    wide, narrow = figure.frames(WIDE), figure.frames(NARROW)
-    assert [frame.say for frame in wide] == [frame.say for frame in narrow]
-    assert [frame.ask for frame in wide] == [frame.ask for frame in narrow]
-    assert 1 <= len(wide) <= 60
-
-
-@pytest.mark.parametrize("figure", VARIANTS, ids=named)
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_nothing_is_drawn_outside_of_the_sheet(figure: BoundFigure, width: float) -> None:
-    for number, frame in enumerate(figure.frames(width), 1):
-        for key, shape in frame.scene.shapes.items():
-            if shape["t"] == "rect":
-                left, right = shape["x"], shape["x"] + shape["w"]
-            elif shape["t"] == "text":
-                size = text_width(shape["s"], shape["f"])
-                left = shape["x"] - {"middle": size / 2, "end": size}.get(shape.get("a", ""), 0)
-                right = left + size
-                assert TEXT_STYLES[shape["f"]].size >= 10
-            else:
-                continue
-            assert left >= -2 and right <= width + 2, f"frame {number}: {key} from {left} to {right}"
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
-def test_a_figure_travels_in_few_bytes_and_asks(figure: Figure) -> None:
-    bound = figure()
-    assert len(gzip.compress(json.dumps(bound.payload()).encode())) < 60_000
-    asks = [frame.ask for frame in bound.frames() if frame.ask]
-    assert asks and all(ask.right(ask.answer) and ask.why for ask in asks)
-    assert bound.payload() == figure().payload()
+def test_a_readers_parameters_make_a_whole_figure_too(figure: BoundFigure) -> None:
+    one_story_in_both_widths(figure)
+    nothing_outside_of_the_sheet(figure)
 
 
 # -- atlas ------------------------------------------------------------------------------------------------------
 
 def test_the_pins_of_the_report_are_a_guard_page_and_a_struct_page() -> None:
-    sentences = said(ch06.kernel_atlas())
-    assert "vmalloc region" in sentences[1] and "struct page of frame 0x1090c8" in sentences[2]
-    assert "physical 0x1000000; the same byte in the direct map: ffff888001000000" in sentences[3]
+    told = sentences(ch06.kernel_atlas())
+    assert "vmalloc region" in told[1] and "struct page of frame 0x1090c8" in told[2]
+    assert "physical 0x1000000; the same byte in the direct map: ffff888001000000" in told[3]
 
 
 def test_an_early_window_is_in_the_fixmap() -> None:
-    assert "lies in the fixmap: slot 514" in said(ch06.kernel_atlas())[5]
+    assert "lies in the fixmap: slot 514" in sentences(ch06.kernel_atlas())[5]
 
 
 def test_kaslr_keeps_the_order_of_the_regions() -> None:
     for seed in range(20):
         layout = Layout(1 << 24, seed=seed)
         assert layout.page_offset + layout.direct_map_size <= layout.vmalloc_start < layout.vmalloc_end < layout.vmemmap_start
-    assert "11 TiB" in said(ch06.kernel_atlas())[-1]
+    assert "11 TiB" in sentences(ch06.kernel_atlas())[-1]
 
 
 @pytest.mark.parametrize("text, sentence", [("", "at least one"), ("xyz", "no address"), ("0 " * 9, "too many"), ("f" * 17, "no address")])
@@ -117,18 +77,18 @@ def test_sizes_read_well() -> None:
 # -- SLUB machine -----------------------------------------------------------------------------------------------
 
 def test_the_story_of_the_default_requests() -> None:
-    sentences = said(ch06.slub_machine())
-    assert "on the slow path" in sentences[2] and "first free object on the CPU's own list" in sentences[3]
-    assert sentences[5].startswith("CPU 0 allocates A0")
-    assert "It is frozen and becomes the head of the chain of CPU 1. The node's list is not touched." in sentences[7]
-    assert "slab A is frozen, it is on the chain of CPU 1" in sentences[8]
-    assert "the 2 slabs that the chain had already" in sentences[13] and "under the lock" in sentences[13]
-    assert "takes slab C from the node's list, and 1 more for its chain" in sentences[15]
-    assert sentences[17].startswith("shrink") and "1 empty slab of 6 goes back" in sentences[17]
+    told = sentences(ch06.slub_machine())
+    assert "on the slow path" in told[2] and "first free object on the CPU's own list" in told[3]
+    assert told[5].startswith("CPU 0 allocates A0")
+    assert "It is frozen and becomes the head of the chain of CPU 1. The node's list is not touched." in told[7]
+    assert "slab A is frozen, it is on the chain of CPU 1" in told[8]
+    assert "the 2 slabs that the chain had already" in told[13] and "under the lock" in told[13]
+    assert "takes slab C from the node's list, and 1 more for its chain" in told[15]
+    assert told[17].startswith("shrink") and "1 empty slab of 6 goes back" in told[17]
 
 
 def test_without_chains_a_full_slab_goes_to_the_node_under_the_lock() -> None:
-    sentence = said(ch06.slub_machine(chain=0))[7]
+    sentence = sentences(ch06.slub_machine(chain=0))[7]
     assert sentence == "CPU 1 frees A3: slab A was full; under the lock it goes to the tail of the node's list."
 
 
@@ -143,7 +103,7 @@ def test_an_emptied_slab_takes_the_lock_and_goes_back_only_if_the_node_has_enoug
         board.free(slab, place, 1)
     # Full: to the chain without the lock; the others are frees of a frozen slab.
     assert board.locked == 0 and board.place(slab) == "the chain of CPU 1"
-    assert "frees all 8 objects of slab A" in said(ch06.slub_machine(ops=few))[-1]
+    assert "frees all 8 objects of slab A" in sentences(ch06.slub_machine(ops=few))[-1]
     board.slub.flush_all()
     board.look()
     assert board.place(slab) == "the node's list"
@@ -172,26 +132,26 @@ def test_the_search_told_ends_where_the_kernels_search_ends(cpus: int) -> None:
 
 
 def test_objects_of_5000_bytes_lose_more_than_a_sixteenth() -> None:
-    sentences = said(ch06.slab_order())
-    assert "16 objects are wanted, but a block of order 3 holds only 6" in sentences[1]
-    assert "more than a sixteenth: too much" in sentences[2] and "no more than an eighth: taken" in sentences[3]
+    told = sentences(ch06.slab_order())
+    assert "16 objects are wanted, but a block of order 3 holds only 6" in told[1]
+    assert "more than a sixteenth: too much" in told[2] and "no more than an eighth: taken" in told[3]
 
 
 # -- the race ---------------------------------------------------------------------------------------------------
 
 def test_the_tid_tells_that_somebody_was_here() -> None:
-    sentences = said(ch06.tid_race())
-    assert "object 0 is first again, but the tid went from 16 to 40" in sentences[6]
-    assert sentences[-1].endswith("The counter cmpxchg_double_cpu_fail stands at 1.")
+    told = sentences(ch06.tid_race())
+    assert "object 0 is first again, but the tid went from 16 to 40" in told[6]
+    assert told[-1].endswith("The counter cmpxchg_double_cpu_fail stands at 1.")
 
 
 def test_without_the_tid_an_object_has_an_owner_and_is_free() -> None:
-    assert said(ch06.tid_race(tid="off"))[-1].startswith("Object 1 is on the free list, and the interrupt has it.")
+    assert sentences(ch06.tid_race(tid="off"))[-1].startswith("Object 1 is on the free list, and the interrupt has it.")
 
 
 def test_a_task_that_was_moved_does_not_take_from_the_other_cpu() -> None:
-    sentences = said(ch06.tid_race(ops="read\nmove 1\ncommit"))
-    assert any("and fails" in sentence for sentence in sentences) and "has object 100" in sentences[-2]
+    told = sentences(ch06.tid_race(ops="read\nmove 1\ncommit"))
+    assert any("and fails" in sentence for sentence in told) and "has object 100" in told[-2]
 
 
 # -- who wrote there --------------------------------------------------------------------------------------------
@@ -202,25 +162,25 @@ def test_a_task_that_was_moved_does_not_take_from_the_other_cpu() -> None:
     ("overrun", "none", "no message at all"), ("twice", "none", "no message at all"), ("inside", "none", "no message at all"),
 ])  # fmt: skip
 def test_what_the_kernel_says_of_each_bug(bug: str, debug: str, words: str) -> None:
-    assert words in said(ch06.slab_report(bug=bug, debug=debug))[0]
+    assert words in sentences(ch06.slab_report(bug=bug, debug=debug))[0]
 
 
 def test_a_double_free_gives_one_object_to_two_owners_unless_hardened() -> None:
-    assert "both get" in said(ch06.slab_report(bug="twice", debug="none"))[-1]
-    assert "BUG_ON(object == fp)" in said(ch06.slab_report(bug="twice", debug="none", hardened="on"))[-1]
+    assert "both get" in sentences(ch06.slab_report(bug="twice", debug="none"))[-1]
+    assert "BUG_ON(object == fp)" in sentences(ch06.slab_report(bug="twice", debug="none", hardened="on"))[-1]
 
 
 # -- vmalloc ----------------------------------------------------------------------------------------------------
 
 def test_addresses_come_back_after_the_purge_only() -> None:
-    sentences = said(ch06.vmalloc_gaps())
-    assert "2 pages wait" in sentences[5] and "at page +9" in sentences[6] and "at page +4" in sentences[10]
-    assert "unable to handle page fault" in sentences[12] and "over the limit of 8\u202f192" in sentences[14]
+    told = sentences(ch06.vmalloc_gaps())
+    assert "2 pages wait" in told[5] and "at page +9" in told[6] and "at page +4" in told[10]
+    assert "unable to handle page fault" in told[12] and "over the limit of 8 192" in told[14]
 
 
 def test_an_ended_tasks_stack_is_kept_for_the_next() -> None:
-    sentences = said(ch06.vmalloc_gaps(ops="stack s\nvfree s\nstack t"))
-    assert "keeps the stack" in sentences[3] and sentences[2].split("page +")[1][:1] == sentences[4].split("page +")[1][:1]
+    told = sentences(ch06.vmalloc_gaps(ops="stack s\nvfree s\nstack t"))
+    assert "keeps the stack" in told[3] and told[2].split("page +")[1][:1] == told[4].split("page +")[1][:1]
 
 
 def test_bad_calls_of_vmalloc_are_answered_as_the_kernel_does() -> None:

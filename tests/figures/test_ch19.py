@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from pathlib import Path
 
@@ -15,19 +13,17 @@ from mmsim.boot.brk import BrkArea
 from mmsim.boot.direct_map import DirectMap
 from mmsim.boot.e820 import E820Entry, E820Table
 from mmsim.boot.memblock import Memblock
-from mmsim.draw import NARROW, WIDE, BoundFigure, Figure, text_width
-from mmsim.draw.theme import TEXT_STYLES
+from mmsim.draw import BoundFigure
 from mmsim.figures import ch19
 from mmsim.figures.ch19.accounting import CATEGORIES, coalesce, totals
 from mmsim.figures.ch19.firmware import boot_pc, pc_map, pc_memblock
 from mmsim.figures.ch19.memory_cost import hvo_saving, leaf_table_pages
 from mmsim.recorded import read_recording
 from mmsim.units import GIB, MIB
+from tests.figures.whole import named, nothing_outside_of_the_sheet, one_story_in_both_widths
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "golden" / "recordings"
-FIGURES = [ch19.boot_film, ch19.memblock_sandbox, ch19.e820_surgery, ch19.direct_map_ladder, ch19.memory_cost]
 VARIANTS: list[BoundFigure] = [
-    *(figure() for figure in FIGURES),
     ch19.boot_film(ram="64M", initrd="0"), ch19.boot_film(ram="5G", holes=2, nodes=3, crashkernel="512M-2G:64M,2G-:128M"),
     ch19.boot_film(ram="8G", nodes=4, crashkernel="1G,high"), ch19.boot_film(ram="1G", crashkernel="nonsense"),
     ch19.memblock_sandbox(direction="bottom-up", each="on"),
@@ -41,48 +37,10 @@ VARIANTS: list[BoundFigure] = [
 ]  # fmt: skip
 
 
-def named(figure: BoundFigure) -> str:
-    return figure.words().split("\n")[0][:60]
-
-
 @pytest.mark.parametrize("figure", VARIANTS, ids=named)
-def test_both_widths_tell_the_same_story_in_a_readable_number_of_frames(figure: BoundFigure) -> None:
-    wide, narrow = figure.frames(WIDE), figure.frames(NARROW)
-    assert [frame.say for frame in wide] == [frame.say for frame in narrow]
-    assert [frame.ask for frame in wide] == [frame.ask for frame in narrow]
-    assert 1 <= len(wide) <= 60
-    assert len({frame.say for frame in wide}) >= len(wide) - 1
-
-
-@pytest.mark.parametrize("figure", VARIANTS, ids=named)
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_nothing_is_drawn_outside_of_the_sheet(figure: BoundFigure, width: float) -> None:
-    for number, frame in enumerate(figure.frames(width), 1):
-        for key, shape in frame.scene.shapes.items():
-            if shape["t"] == "rect":
-                left, right = shape["x"], shape["x"] + shape["w"]
-            elif shape["t"] == "text":
-                size = text_width(shape["s"], shape["f"])
-                left = shape["x"] - {"middle": size / 2, "end": size}.get(shape.get("a", ""), 0)
-                right = left + size
-                assert TEXT_STYLES[shape["f"]].size >= 10
-            else:
-                continue
-            assert left >= -2 and right <= width + 2, f"frame {number}: {key} from {left} to {right}"
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
-def test_a_figure_travels_in_few_bytes(figure: Figure) -> None:
-    payload = json.dumps(figure().payload()).encode()
-    assert len(gzip.compress(payload)) < 60_000
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
-def test_every_figure_asks_for_one_prediction_at_least(figure: Figure) -> None:
-    asks = [frame.ask for frame in figure().frames() if frame.ask]
-    assert asks
-    for ask in asks:
-        assert ask.right(ask.answer) and ask.why
+def test_a_readers_parameters_make_a_whole_figure_too(figure: BoundFigure) -> None:
+    one_story_in_both_widths(figure)
+    nothing_outside_of_the_sheet(figure)
 
 
 # -- the boot film ---------------------------------------------------------------------------------------------
