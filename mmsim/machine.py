@@ -188,11 +188,8 @@ class Machine:
             sections.append((self.crashkernel.base, self.crashkernel.base + self.crashkernel.size, "Crash kernel"))
             if self.crashkernel.low_size:
                 sections.append((self.crashkernel.low_base, self.crashkernel.low_base + self.crashkernel.low_size, "Crash kernel"))
-        tree = from_firmware([(entry.addr, entry.end, type_string(entry.type)) for entry in self.e820], sections, self.start.ram_buffers)
-        for start, end, name in self.platform.resources:
-            if tree.request_region(start, end, name, busy=False) is None:
-                raise InputError(f"the platform's {name} at {start:#x} crosses a border of another range")
-        return tree
+        firmware = [(entry.addr, entry.end, type_string(entry.type)) for entry in self.e820]
+        return from_firmware(firmware, sections, self.platform.resources, self.start.ram_buffers)
 
     @cached_property
     def stacks(self) -> ThreadStacks:

@@ -139,13 +139,17 @@ class IomemTree:
 
 
 def from_firmware(entries: Iterable[tuple[int, int, str]], sections: Iterable[tuple[int, int, str]],
-                  buffers: Iterable[tuple[int, int]]) -> IomemTree:
-    """The tree as the boot leaves it: the firmware's ranges, the kernel's sections in them, and around the ends of RAM
-    what devices shall not get.
+                  devices: Iterable[tuple[int, int, str]], buffers: Iterable[tuple[int, int]]) -> IomemTree:
+    """The tree as the boot leaves it: the firmware's ranges, the kernel's sections in them, buses and devices, and at last
+    around the ends of RAM what devices shall not get, as far as it is still nobody's. Raise InputError for a device that crosses
+    a border.
     """
     tree = IomemTree()
     for start, end, name in [*entries, *sections]:
         tree.insert(start, end, name)
+    for start, end, name in devices:
+        if tree.request_region(start, end, name, busy=False) is None:
+            raise InputError(f"{name} at {start:#x} crosses a border of another range")
     for start, end in buffers:
         tree.fill(start, end, "RAM buffer")
     return tree
