@@ -56,6 +56,7 @@ def releases_of(name: str) -> list[str]:
     return [release for release in RELEASES if name in index(release)]
 
 
+@cache
 def files(release: str) -> frozenset[str]:
     """The files of a release that define something."""
     return frozenset(place.file for places in index(release).values() for place in places)
