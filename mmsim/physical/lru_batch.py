@@ -76,9 +76,10 @@ class LruBatches:
         pages = batch[:]
         batch.clear()
         for pfn in pages:
-            flags[pfn] |= _LRU | _UNEVICTABLE if flags[pfn] & _MLOCKED else _LRU
-            if refcount[pfn] > 1:
-                refcount[pfn] -= 1
+            word, count = flags[pfn], refcount[pfn]
+            flags[pfn] = word | (_LRU | _UNEVICTABLE if word & _MLOCKED else _LRU)
+            if count > 1:
+                refcount[pfn] = count - 1
             else:
                 self.release(pfn)
 
