@@ -5,9 +5,11 @@
     python3 -m mmsim figure buddy-board             a figure of the book in words
     python3 -m mmsim lab script.txt                 a script of system calls and accesses, step by step
     python3 -m mmsim maps script.txt                /proc/PID/maps of its processes afterwards
+    python3 -m mmsim exercise 5.3 375 500           the answers to an exercise of the book
     python3 -m mmsim replay tests/golden            recordings against the model
 
-Exit status: 0 done; 1 what was asked for failed (a kernel panic, a replay that disagrees); 2 the command cannot be used so.
+Exit status: 0 done; 1 what was asked for failed (a kernel panic, a replay that disagrees, a wrong answer); 2 the command cannot
+be used so.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 import mmsim.figures
 from mmsim.draw.figure import BoundFigure, Figure, figures
 from mmsim.errors import InputError, KernelPanic
+from mmsim.exercises import Session, exercises, find
 from mmsim.lab import Lab, LabError
 from mmsim.machine import Machine
 from mmsim.procfs.maps import maps
@@ -136,6 +139,25 @@ def _maps(options: argparse.Namespace) -> int:
     return 0
 
 
+def _exercise(options: argparse.Namespace) -> int:
+    session = Session()
+    if options.name is None:
+        print("\n".join(f"{one.number:5}  {one.title}" for one in exercises()))
+        return 0
+    one = find(options.name)
+    if options.hint or options.solution:
+        hints = [session.hint(one.label) for _ in one.hints]
+        print(session.solution(one.label) if options.solution else "\n".join(hints[:options.hint]))
+        return 0
+    if not options.answers:
+        print(f"{one.number} {one.title} asks for")
+        print("\n".join(f"  {part.name}: {part.asked}" for part in one.parts))
+        return 0
+    verdict = session.check(one.label, *options.answers)
+    print(verdict)
+    return 0 if verdict else 1
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m mmsim", description="One simulated Linux machine, faithful to 5.17 on x86-64.",
@@ -167,6 +189,11 @@ def _parser() -> argparse.ArgumentParser:
         script = command(name, does, text, machine="--machine")
         script.add_argument("script", nargs="?" if name == "maps" else None, metavar="SCRIPT",
                             help="a file in the lab's language (see mmsim/lab/script.py), or - for the standard input")
+    exercise = command("exercise", _exercise, "check the answers to an exercise of the book, or list the exercises with numbers")
+    exercise.add_argument("name", nargs="?", metavar="EXERCISE", help="its number, as 5.3, or its label, as ex05-atomic")
+    exercise.add_argument("answers", nargs="*", metavar="ANSWER", help="375, 0x240, '64 KiB'; without one, what is asked")
+    exercise.add_argument("--hint", action="count", default=0, help="a hint; twice, two of them")
+    exercise.add_argument("--solution", action="store_true", help="the answers, and the code that computes them")
     # Its options are its own: everything that follows goes there.
     commands.add_parser("replay", help="replay recordings of real kernels (replay --help)", add_help=False)
     return parser

@@ -88,7 +88,28 @@ def test_replay_has_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "memblock/" in capsys.readouterr().out
 
 
+def test_answers_to_exercises_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exercise"]) == 0
+    assert "5.3    How deep may an interrupt handler go?" in capsys.readouterr().out.splitlines()
+    assert main(["exercise", "5.3"]) == 0
+    assert "atomic: free memory at which GFP_ATOMIC is refused, in pages" in capsys.readouterr().out
+    assert main(["exercise", "5.3", "375", "500"]) == 0 and main(["exercise", "ex05-index-negative", "-500"]) == 0
+    assert capsys.readouterr().out.count("right") == 2
+    assert main(["exercise", "5.3", "375", "400"]) == 1
+    assert "victim: not yet" in capsys.readouterr().out
+
+
+def test_an_exercise_has_hints_and_a_solution(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exercise", "5.3", "--hint", "--hint"]) == 0
+    assert [line[:11] for line in capsys.readouterr().out.splitlines()] == ["Hint 1 of 2", "Hint 2 of 2"]
+    assert main(["exercise", "5.3", "--solution"]) == 0
+    assert "atomic: 375 pages" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["exercise", "99.1", "5"], "there is no exercise '99.1'"),
+    (["exercise", "5.3", "375"], "got 1 answer"),
+    (["exercise", "5.3", "abc", "5"], "'abc' is no number"),
     (["boot", "no-such-file"], "neither a reference machine"),
     (["proc", "nothing"], "no file nothing"),
     (["figure", "nothing"], "there is no figure nothing"),
