@@ -119,3 +119,19 @@ def test_one_worker_serves_all_figures_and_no_page_starts_it_unasked(open_page) 
         wait_until_shown(page, "fig-splitting", None, {"order": order})
     assert len(page.workers) == 1
     assert sum("pyodide.asm.wasm" in url for url in seen) == 1
+
+
+def test_a_script_with_a_mistake_is_answered_with_its_place_and_the_frames_before_it(open_page) -> None:  # type: ignore[no-untyped-def]
+    page = open_page("book/07-user-virtual-memory")
+    home = page.locator("#fig-address-space-lab")
+    for script, message, shown in (
+        ("a = mmap(4K, rw, private|anon)\nwrite b", "line 2, column 7: no variable or constant 'b'", 1),
+        ("a = mmap(<img src=x>", "line 1, column 10", None),
+    ):
+        home.locator("textarea").fill(script)
+        home.locator(".mm-run").click()
+        answer = home.locator(".mm-status.mm-bad", has_text=message)
+        answer.wait_for(timeout=PYTHON_STARTS_WITHIN_MS)
+        if shown is not None:
+            assert len(frames(page, "fig-address-space-lab")) == shown
+    assert home.locator("img").count() == 0, "what the reader wrote became part of the page"
