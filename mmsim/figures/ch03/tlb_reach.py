@@ -108,8 +108,8 @@ class _Curve:
 
     def draw(self, scene: Scene, key: str, x: float, y: float, width: float) -> float:
         """Axes, two lines with different marks, and a line at the current set."""
-        left, high, top = x + 40.0, 150.0, y + 6
-        room = width - 46
+        left, high, top = x + 44.0, 150.0, y + 6
+        room = width - 50
         for part in (0, 25, 50, 75, 100):
             at = top + high * (1 - part / 100)
             scene.line(f"{key}/grid{part}", left, at, left + room, at, "grid")
