@@ -205,7 +205,8 @@ class WhereUsed(SphinxPostTransform):
                     continue
                 number = int(CHAPTER.match(docname).group(1))                    # type: ignore[union-attr]
                 title = self.env.titles[docname].astext()
-                uri = self.app.builder.get_relative_uri(PAGE, docname) + f"#{uses[terms[0]]}"
+                anchor = f"#{uses[terms[0]]}" if self.app.builder.format == "html" else ""      # LaTeX has no such targets
+                uri = self.app.builder.get_relative_uri(PAGE, docname) + anchor
                 words = f"Chapter {number}" if not len(paragraph) else str(number)
                 link = nodes.reference("", "", nodes.Text(words), internal=True, refuri=uri, reftitle=title)
                 paragraph += nodes.Text(", " if len(paragraph) else "")
@@ -247,7 +248,7 @@ def explanations(app: Sphinx) -> dict[str, tuple[str, str]]:
 
 def add_previews(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """Give a page the explanations of the words that it links, and the script that shows them."""
-    if doctree is None or app.builder.format != "html" or PAGE not in app.env.all_docs:
+    if doctree is None or app.builder.name != "html" or PAGE not in app.env.all_docs:
         return
     wanted = {
         str(link.get("refuri", "")).partition("#")[2] for link in doctree.findall(nodes.reference)
