@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from mmsim.draw import BoundFigure
 from mmsim.draw.figure import compute
 from mmsim.errors import InputError
 from mmsim.figures import ch03
@@ -22,29 +21,10 @@ from mmsim.paging.address import table_cost
 from mmsim.paging.pte import kind
 from mmsim.paging.walk import Control
 from mmsim.process.populate import Access, Outcome
+from tests.figures.whole import sentences
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "recordings"
 AUTOPSY = GOLDEN / "linux-5.17-userland/ch11_autopsy.jsonl.gz"
-ALL = [ch03.demand_paging, ch03.error_code_machine, ch03.not_present, ch03.page_table_tax, ch03.the_walk, ch03.tlb_reach, ch03.tlb_switch]
-
-
-def sentences(figure: BoundFigure) -> list[str]:
-    return [" ".join(frame.say.split()) for frame in figure.frames()]
-
-
-@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)
-def test_a_figure_is_whole_in_both_widths_and_small_enough(figure) -> None:  # type: ignore[no-untyped-def]
-    payload = figure().payload()
-    assert "error" not in payload and "problems" not in payload
-    assert set(payload["layouts"]) == {"wide", "narrow"}
-    assert 5 <= len(payload["frames"]) <= 60
-    assert any("ask" in frame for frame in payload["frames"])
-    assert len(json.dumps(payload)) < 250_000
-
-
-@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)
-def test_the_same_parameters_give_the_same_frames(figure) -> None:  # type: ignore[no-untyped-def]
-    assert figure().payload() == figure().payload()
 
 
 # -- the walk ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from mmsim.constants import RLIM_INFINITY
-from mmsim.draw import BoundFigure
 from mmsim.draw.figure import compute
 from mmsim.errors import InputError
 from mmsim.figures import ch07
@@ -20,32 +19,13 @@ from mmsim.figures.ch07.rmap_xray import links, make_family, walk
 from mmsim.figures.ch07.stack_gap import grow_to_the_end
 from mmsim.process.layout import draw_layout, fixed_layout
 from mmsim.units import MIB
+from tests.figures.whole import sentences
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "golden" / "recordings" / "linux-5.17-userland"
-ALL = [getattr(ch07, name) for name in ch07.__all__ if hasattr(getattr(ch07, name), "identity")]
-
-
-def sentences(figure: BoundFigure) -> list[str]:
-    return [" ".join(frame.say.split()) for frame in figure.frames()]
 
 
 def records(name: str) -> list[dict]:  # type: ignore[type-arg]
     return [json.loads(line) for line in (RECORDINGS / name).read_text().splitlines()]
-
-
-@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)
-def test_a_figure_is_whole_in_both_widths_and_small_enough(figure) -> None:  # type: ignore[no-untyped-def]
-    payload = figure().payload()
-    assert "error" not in payload and "problems" not in payload
-    assert set(payload["layouts"]) == {"wide", "narrow"}
-    assert 5 <= len(payload["frames"]) <= 60
-    assert any("ask" in frame for frame in payload["frames"])
-    assert len(json.dumps(payload)) < 250_000
-
-
-@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.identity)
-def test_the_same_parameters_give_the_same_frames(figure) -> None:  # type: ignore[no-untyped-def]
-    assert figure().payload() == figure().payload()
 
 
 # -- merge cases ------------------------------------------------------------------------------------------------
