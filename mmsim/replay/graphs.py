@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mmsim import constants as c
 from mmsim.ftrace.graph import FunctionGraph
@@ -25,7 +26,7 @@ from mmsim.replay.readers import read_jsonl
 from mmsim.replay.registry import Check, replays
 from mmsim.units import PAGE_SIZE
 
-__all__ = ["EVENTS", "graphs", "model_graph", "recorded_calls", "recorded_events"]
+__all__ = ["EVENTS", "graph_of", "graphs", "model_graph", "recorded_calls", "recorded_events"]
 
 _CALL = re.compile(r"\|\s+(\w+)[\w.]*\(\)")
 _FAULT = re.compile(r"/\* (page_fault_user): (address=\S+) ip=\S+ (error_code=\S+)")
@@ -148,15 +149,19 @@ def recorded_events(text: str) -> list[str]:
     return [" ".join(found) for found in _FAULT.findall(text) + _ALLOCATION.findall(text)]
 
 
-def model_graph(event: str) -> FunctionGraph:
-    """The graph of an event, without functions that the recorded kernel's tracer could not see."""
+def graph_of(event: str, **how: Any) -> FunctionGraph:
+    """Run an event and record it; ``how`` goes to :class:`~mmsim.ftrace.graph.FunctionGraph`."""
     prepare, action = EVENTS[event]
     process = _program()
     prepare(process)
-    with FunctionGraph(process.user.trace, hide=HIDDEN, hide_at_home=INLINED_AT_HOME, leave_out=ELSEWHERE.keys(),
-                       events=("kmem:mm_page_alloc", "exceptions:*")) as graph:
+    with FunctionGraph(process.user.trace, events=("kmem:mm_page_alloc", "exceptions:*"), **how) as graph:
         action(process)
     return graph
+
+
+def model_graph(event: str) -> FunctionGraph:
+    """The graph of an event, without functions that the recorded kernel's tracer could not see."""
+    return graph_of(event, hide=HIDDEN, hide_at_home=INLINED_AT_HOME, leave_out=ELSEWHERE.keys())
 
 
 def _first_out_of_order(calls: list[str], recorded: list[str]) -> int | None:
