@@ -31,9 +31,10 @@ from sphinx.util import logging
 
 SITE = Path(__file__).resolve().parent
 ROOT = SITE.parent
-STATIC = ("mm-figure.js", "mm-figure.css", "mm-python.js", "mm-worker.js", "mm-theme.css", "mm-book.css", "mm-terms.js")
+STATIC = ("mm-figure.js", "mm-figure.css", "mm-python.js", "mm-worker.js", "mm-theme.css", "mm-book.css", "mm-terms.js",
+          "mm-exercises.js", "mm-exercises.css")
 FOLDER = "mm"                       # the static files stand in _static/mm/
-PARTS = ("mm_glossary", "mm_symbols", "mm_bibliography", "mm_faithful")     # extensions beside this one
+PARTS = ("mm_glossary", "mm_symbols", "mm_bibliography", "mm_faithful", "mm_exercises")     # extensions beside this one
 
 # The icons that sphinx-book-theme and pydata-sphinx-theme put into their buttons.
 ICONS = (

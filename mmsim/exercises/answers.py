@@ -24,7 +24,7 @@ LONGEST = 80                            # characters of an answer
 _SPACES = "[ \u00a0\u2009\u202f]"       # plain, no-break, thin, narrow no-break
 _HEX = re.compile(r"([+-]?)0x([0-9a-f]+(?:_[0-9a-f]+)*)", re.I | re.A)
 _DECIMAL = re.compile(rf"([+-]?)(\d{{1,3}}(?:{_SPACES}\d{{3}})+|\d{{1,3}}(?:,\d{{3}})+|\d{{1,3}}(?:['_]\d{{3}})+|\d+)(\.\d+)?", re.A)
-_SUFFIX = re.compile(r"(.*?[0-9a-f])\s*(?:([kmgt])(?:i?b)?|(b|bytes?))", re.I | re.A)
+_SUFFIX = re.compile(r"(.*?[0-9a-f])\s*(?:([kmgt])(?:i?b)?|(b|bytes?))", re.I)
 
 
 def read_number(answer: Answer, unit: str = "") -> Number:

@@ -93,7 +93,7 @@ def pages_of_16_kib() -> tuple[int, ...]:
     "3.9", "ex03-seed", "Random places (seeded)",
     Part("pte", "PTE tables to expect"), Part("pud", "PUD tables to expect", within=1),
     hints=("Two pages share a PTE table only if they lie in the same 2 MiB of 128 TiB.",
-           "Throw 32 balls into 256 boxes: how many boxes stay empty, on average?"))
+           "A box stays empty with a probability of 255/256 to the power of 32."))
 def random_places() -> tuple[float, ...]:
     costs = [table_cost(addresses("random", 0, 1, seed)) for seed in range(1, 8)]
     return max(cost.pte for cost in costs), round(256 * (1 - (255 / 256) ** PAGES), 1)
@@ -120,7 +120,7 @@ def ways_to_take_a_right_away() -> int:
 @exercise(
     "3.11", "ex03-build", "Build it: large pages",
     Part("address", "the physical address that 0x40012345 leads to", kind="hex"),
-    hints=("The frame begins at 0x200000.", "Of the virtual address the lower 21 bits are the offset."))
+    hints=("The frame begins at 0x200000.", "The offset is 0x40012345 modulo 2 MiB."))
 def through_a_large_page() -> int:
     machine = toy16()
     tables = PageTables(machine.tables, machine.init_mm)
@@ -133,6 +133,6 @@ def through_a_large_page() -> int:
 @exercise(
     "3.12", "ex03-real", "On a real system: pay the tax",
     Part("growth", "by how much VmPTE grows with the 64 MiB", "KiB", within=12),
-    hints=("Each 2 MiB have a PTE table of their own.", "Divide 64 MiB by 2 MiB, and multiply by the size of a table."))
+    hints=("Each 2 MiB have a PTE table of their own.", "32 tables, each one page."))
 def tax_of_64_mib() -> int:
     return table_cost(range(GIB, GIB + 64 * MIB, 2 * MIB)).pte * PAGE_SIZE // KIB

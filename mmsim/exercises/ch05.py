@@ -42,7 +42,8 @@ def staircase() -> tuple[list[int]]:
     "5.3", "ex05-atomic", "How deep may an interrupt handler go?",
     Part("atomic", "free memory at which GFP_ATOMIC is refused", "pages"),
     Part("victim", "free memory at which the OOM killer's victim is refused", "pages"),
-    hints=("ALLOC_HIGH takes half of the mark away.", "What is left is lowered by a quarter (ALLOC_HARDER) or by half (ALLOC_OOM)."))
+    hints=("ALLOC_HIGH takes half of the mark away; what is left is lowered by a quarter (ALLOC_HARDER) or by half (ALLOC_OOM).",
+           "GFP_ATOMIC: half of 1 000, less a quarter of that. The victim has no ALLOC_HIGH."))
 def how_deep() -> tuple[int, ...]:
     zone = TankZone(c.ZONE_NORMAL, 100_000, watermark=[1000, 1250, 1500])
 
@@ -55,7 +56,8 @@ def how_deep() -> tuple[int, ...]:
 @exercise(
     "5.4", "ex05-index-singles", "Lack or fragmentation? (1)",
     Part("index", "the index for order 4", "thousandths"),
-    hints=("There are as many free blocks as free pages.", "1000 pages in thousandths, divided by 16, plus 1000, divided by the blocks."))
+    hints=("There are as many free blocks as free pages.",
+           "1000 pages in thousandths, divided by 16, plus 1000, divided by the blocks."))
 def index_of_singles() -> int:
     return fragmentation_index([1000], 4)
 
@@ -63,7 +65,7 @@ def index_of_singles() -> int:
 @exercise(
     "5.5", "ex05-index-eights", "Lack or fragmentation? (2)",
     Part("index", "the index for order 4", "thousandths"),
-    hints=("100 blocks of order 3 are 800 pages.", "The same formula as before, with other numbers."))
+    hints=("100 blocks of order 3 are 800 pages.", "800 times 1000, divided by 16; plus 1000; divided by 100."))
 def index_of_eights() -> int:
     return fragmentation_index([0, 0, 0, 100], 4)
 
@@ -71,7 +73,8 @@ def index_of_eights() -> int:
 @exercise(
     "5.6", "ex05-index-negative", "A number that cannot be",
     Part("index", "the index for order 9", "thousandths"),
-    hints=("One block of order 8 has 256 pages; order 9 needs 512.", "The number is negative: read the text as C writes it."))
+    hints=("One block of order 8 has 256 pages; order 9 needs 512.",
+           "256 times 1000, divided by 512; plus 1000; divided by one block. Subtract it from 1000."))
 def index_below_zero() -> int:
     return fragmentation_index([0] * 8 + [1], 9)
 

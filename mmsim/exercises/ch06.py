@@ -27,7 +27,8 @@ def vmemmap_address() -> tuple[int, ...]:
     "6.2", "ex06-kmalloc", "What kmalloc gives",
     Part("first", "the size of the cache for kmalloc(100)", "bytes"), Part("lost", "what is lost there", "bytes"),
     Part("second", "the size of the cache for kmalloc(193)", "bytes"), Part("pages", "what kmalloc(8193) takes", "pages"),
-    hints=("The sizes are powers of two, and two more: 96 and 192.", "Above 8192 a request gets a block of the buddy allocator."))
+    hints=("The sizes are powers of two, and two more: 96 and 192.",
+           "193 is just more than 192. Above 8192 a request gets a block of a power of two of pages."))
 def what_kmalloc_gives() -> tuple[int, ...]:
     first = kmalloc_size_roundup(100)
     return first, first - 100, kmalloc_size_roundup(193), 1 << get_order(8193)
@@ -66,7 +67,7 @@ def a_cache_of_680_bytes() -> tuple[int, ...]:
     "6.6", "ex06-chain", "Predict a chain (seeded)",
     Part("objects", "objects in a slab"), Part("slabs", "slabs that a chain may have"),
     hints=("12 objects of 256 bytes are wanted with 2 CPUs: which order holds them?",
-           "52 objects may be on a chain, and each slab counts as half full."))
+           "52 objects may be on a chain. Each slab counts as half full: divide by that, and round up."))
 def a_chain() -> tuple[int, ...]:
     objects = calculate_sizes(256, 8, 0, nr_cpus=2).objects
     return objects, cpu_partial_limits(256, objects)[1]

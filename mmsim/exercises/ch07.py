@@ -59,7 +59,8 @@ def sixteen_gibibytes() -> tuple[float, ...]:
 @exercise(
     "7.6", "ex07-unlimited", "A stack without limit",
     Part("base", "mmap_base", kind="hex"),
-    hints=("The gap is at most five sixths of the user half.", "Divide 0x7ffffffff000 by 6 first, and round down; then times 5."))
+    hints=("The gap is at most five sixths of the user half.",
+           "Divide 0x7ffffffff000 by 6 first, and round down; times 5; subtract that from the top, and round up to a page."))
 def a_stack_without_limit() -> int:
     return mmap_base(c.RLIM_INFINITY)
 
@@ -69,7 +70,8 @@ def a_stack_without_limit() -> int:
     Part("same", "one in how many pairs has the same mmap_base"),
     Part("starts", "starts until two share it, with a probability of one half", within=500),
     Part("stacks", "the same for the top of the stack", within=100),
-    hints=("mmap_base has 28 random bits, the top of the stack 22.", "About 1.18 times the square root of the number of values."))
+    hints=("mmap_base has 28 random bits, the top of the stack 22.",
+           "About 1.18 times the square root of the number of values; the roots are 2 to the power of 14 and of 11."))
 def predict_with_a_seed() -> tuple[float, ...]:
     values, tops = 1 << c.MMAP_RND_BITS, c.STACK_RND_MASK + 1
     return values, round(math.sqrt(2 * math.log(2) * values), -2), round(math.sqrt(2 * math.log(2) * tops), -2)
@@ -79,7 +81,8 @@ def predict_with_a_seed() -> tuple[float, ...]:
     "7.12", "ex07-real", "On a real system",
     Part("child", "faults of the child's 64 writes"), Part("parent", "faults of the parent's 64 writes after it"),
     Part("mprotect", "faults of 64 writes after the round trip, on 5.17"),
-    hints=("After a fork every page is read-only for both.", "On 5.17 mprotect() makes an anonymous page writable at the next fault only."))
+    hints=("After a fork every page is read-only for both.",
+           "On 5.17 mprotect() makes an anonymous page writable at the next fault only."))
 def on_a_real_system() -> tuple[int, ...]:
     parent = ref256().spawn("program")
     base = parent.mmap(0, 64 * PAGE_SIZE, _RW, _ANON)

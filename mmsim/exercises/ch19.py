@@ -23,7 +23,7 @@ _LARGEST = MAX_ORDER - 1
     "19.1", "ex19-top", "Top down",
     Part("first", "where the 20 KiB go", kind="hex"), Part("second", "where the 1 MiB goes", kind="hex"),
     hints=("The free range ends where the reserved 64 KiB begin: at 0x7fff0000.",
-           "Subtract the size first, then round down to the alignment."))
+           "The second piece must end where the first begins. Subtract 1 MiB, then round down to a multiple of 0x200000."))
 def top_down() -> tuple[int, ...]:
     memblock = Memblock()
     memblock.add(0, 2 * GIB)
@@ -69,7 +69,8 @@ def just_below_the_line() -> tuple[int, ...]:
 @exercise(
     "19.7", "ex19-terabyte", "A terabyte",
     Part("pages", "memory for struct pages", "GiB"), Part("sections", "sections"), Part("tables", "page tables that map the memmap"),
-    hints=("64 bytes for each 4096. A section has 128 MiB.", "A PMD table maps 1 GiB with entries of 2 MiB; one table stands above them."))
+    hints=("64 bytes for each 4096. A section has 128 MiB.",
+           "Each section has an entry of 2 MiB. How many tables of 512 entries are that? One more stands above them."))
 def a_terabyte() -> tuple[int, ...]:
     memblock = Memblock()
     memblock.add_node(0, TIB, 0)
