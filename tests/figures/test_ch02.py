@@ -161,3 +161,35 @@ def test_the_memory_is_what_the_simulated_machine_finds() -> None:
     assert found == sorted(found) and all(0.7 < kib / 1024 / mib < 1 for kib, mib in zip(found, (64, 128, 256), strict=True))
     text = next(stage.text for stage in ch02.outcome(FLAGS.keys() - {"memory"}, 256, True) if stage.name == "kernel")
     assert "of 128 MiB" in text
+
+
+# -- the reader's kernel ----------------------------------------------------------------------------------------
+
+def test_the_recorded_kernel_has_no_do_anonymous_page_and_a_do_wp_page() -> None:
+    own = ch02.own_kernel("recording", GRAPHS.parent)
+    assert not own.live and own.problems and own.events == 540
+    assert [name in own.functions for name in ("handle_mm_fault", "do_anonymous_page", "handle_pte_fault", "do_wp_page")] \
+        == [True, False, False, True]
+    assert "vmacache_find" in own.functions and "lock_vma_under_rcu" not in own.functions
+
+
+def test_the_readers_kernel_is_read_with_and_without_privilege(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/kallsyms").write_text("0000000000000000 T handle_mm_fault\n0000000000000000 t do_wp_page.part.0\n"
+                                            "0000000000000000 d some_data\n0000000000000000 t other [module]\n")
+    own = ch02.own_kernel(tmp_path, GRAPHS.parent)
+    assert own.live and own.addresses_hidden and own.functions == {"handle_mm_fault", "do_wp_page"} and len(own.problems) == 2
+    assert "all zero" in own.text() and "yes handle_mm_fault" in own.text()
+    tracing = tmp_path / "sys/kernel/tracing"
+    tracing.mkdir(parents=True)
+    for name, text in (("available_tracers", "function nop\n"), ("available_events", "kmem:kfree\n"),
+                       ("available_filter_functions", "handle_mm_fault\nx [module]\n")):
+        (tracing / name).write_text(text)
+    own = ch02.own_kernel(tmp_path, GRAPHS.parent)
+    assert own.tracers == ["function", "nop"] and own.events == 1 and own.functions == {"handle_mm_fault"} and not own.problems
+
+
+def test_the_script_takes_a_name_and_nothing_else() -> None:
+    assert "echo handle_mm_fault > set_graph_function" in ch02.record_script()
+    with pytest.raises(ValueError, match="no function"):
+        ch02.record_script("x; reboot")
