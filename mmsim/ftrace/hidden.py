@@ -88,9 +88,9 @@ HIDDEN = frozenset("""
     split_large_page split_mem_range split_nodes_interleave split_nodes_size_interleave_uniform split_page_count stat
     static_protections swab swiotlb_init swp_entry swp_type sync_global_pgds this_cpu_cmpxchg_double
     trace_print_context trim_bios_range unmapped_area unmapped_area_topdown unset_migratetype_isolate
-    unusable_free_index update_hiwater_vm vb_alloc vfork virt_to_page vm_area_alloc_pages vm_start_gap
-    vm_unacct_memory vma_address vma_compute_gap vma_expandable vma_is_accessible vma_is_anonymous vma_lookup
-    vma_pages vmap_pages_range vmap_range_noflush vmemmap_alloc_block vmemmap_populate wait4 wmark_pages wp_page_reuse
-    wp_page_shared zap_deposited_table zap_pte_range zone_batchsize zone_end_pfn zone_highsize
+    unusable_free_index update_hiwater_vm vb_alloc vfork virt_to_page vm_area_alloc_pages vm_area_register_early
+    vm_start_gap vm_unacct_memory vma_address vma_compute_gap vma_expandable vma_is_accessible vma_is_anonymous
+    vma_lookup vma_pages vmap_pages_range vmap_range_noflush vmemmap_alloc_block vmemmap_populate wait4 wmark_pages
+    wp_page_reuse wp_page_shared zap_deposited_table zap_pte_range zone_batchsize zone_end_pfn zone_highsize
     zone_spanned_pages_in_node zone_spans_pfn zone_statistics zone_watermark_fast zoneinfo_show_print
 """.split())
