@@ -226,3 +226,13 @@ def test_the_small_model_coalesces_and_fragments_as_the_text_says() -> None:
             exec(cell.text, scope)
     assert printed("def free(address)") == "896"
     assert scope["word"](int(scope["b"]) - 8) == 224                     # type: ignore[operator, call-overload]
+
+
+def test_trimming_a_top_of_32_bytes_makes_the_heap_a_page_longer() -> None:
+    program, libc = fresh()
+    libc.malloc(134464)
+    assert libc.chunksize(libc.main_arena.top) == 32
+    program.log.clear()
+    libc.malloc_trim(0)
+    assert program.log == [("brk", PAGE_SIZE)]
+    libc.check()
