@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 
 from mmsim.constants import (
     _PAGE_ACCESSED,
@@ -51,24 +52,16 @@ def change_protection(space: AddressSpace, vma: Vma, start: int, end: int) -> in
     dirty_accountable = vma_wants_writenotify(vma, space.soft_dirty)
     upgrade = user.rules.mprotect_maps_writable and vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
     pages = 0
-    for number in range(start >> 21, (end - 1 >> 21) + 1):
-        table = space.tables.ptes.get(number)
-        if table is None:
-            continue
-        base = number << 21
-        for index in range(max(start - base, 0) >> PAGE_SHIFT, min(end - base >> PAGE_SHIFT, 512)):
-            old = table[index]
-            if not old & _PRESENT:
-                continue
-            word = pte_modify(old, prot) | old & PAGE_SOFT_DIRTY
-            if dirty_accountable and word & _PAGE_DIRTY and (not space.soft_dirty or word & PAGE_SOFT_DIRTY):
+    for table, index, old in _present_words(space, start, end):
+        word = pte_modify(old, prot) | old & PAGE_SOFT_DIRTY
+        if dirty_accountable and word & _PAGE_DIRTY and (not space.soft_dirty or word & PAGE_SOFT_DIRTY):
+            word |= _PAGE_RW
+        if upgrade and word & _PAGE_DIRTY and not word & _PAGE_SPECIAL:
+            pfn = pte_pfn(word)
+            if user.page_anon(pfn) and user.frames.flags[pfn] & ANON_EXCLUSIVE:
                 word |= _PAGE_RW
-            if upgrade and word & _PAGE_DIRTY and not word & _PAGE_SPECIAL:
-                pfn = pte_pfn(word)
-                if user.page_anon(pfn) and user.frames.flags[pfn] & ANON_EXCLUSIVE:
-                    word |= _PAGE_RW
-            table[index] = word
-            pages += 1
+        table[index] = word
+        pages += 1
     if pages:
         space.flush_tlb_range(start, end)
     return pages
@@ -146,19 +139,21 @@ def advise(space: AddressSpace, vma: Vma, start: int, end: int, advice: int) -> 
         _madvise_remove(space, vma, start, end)
 
 
-def _present_entries(space: AddressSpace, start: int, end: int) -> list[tuple[array[int], int, int]]:
-    """(table, index, frame) of the pages of a range that count, in order."""
-    found = []
+def _present_words(space: AddressSpace, start: int, end: int) -> Iterator[tuple[array[int], int, int]]:
+    """(table, index, word) of the entries of a range that hold pages, in order; each may be changed when it is met."""
     for number in range(start >> 21, (end - 1 >> 21) + 1):
         table = space.tables.ptes.get(number)
         if table is None:
             continue
         base = number << 21
         for index in range(max(start - base, 0) >> PAGE_SHIFT, min(end - base >> PAGE_SHIFT, 512)):
-            word = table[index]
-            if word & _PRESENT and not word & _PAGE_SPECIAL:
-                found.append((table, index, pte_pfn(word)))
-    return found
+            if table[index] & _PRESENT:
+                yield table, index, table[index]
+
+
+def _present_entries(space: AddressSpace, start: int, end: int) -> list[tuple[array[int], int, int]]:
+    """(table, index, frame) of the pages of a range that count, in order."""
+    return [(table, index, pte_pfn(word)) for table, index, word in _present_words(space, start, end) if not word & _PAGE_SPECIAL]
 
 
 def _madvise_free(space: AddressSpace, start: int, end: int) -> None:
