@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from mmsim.constants import MAP_ANONYMOUS, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE
 from mmsim.draw import Span, grouped
@@ -38,74 +39,57 @@ def signed_hex(value: int) -> str:
     return f"{'−' if value < 0 else '+'}{abs(value):#x}"
 
 
-class _Log:
-    """Notes what each call that changes the address space asked for, and what came of it."""
+# A mix-in calls the class that it is mixed into; both kinds of program have the same calls.
+if TYPE_CHECKING:
+    _Calls = PlainProgram
+else:
+    _Calls = object
+
+
+class _Log(_Calls):
+    """Notes each call that changes the address space: (name, bytes that it asked for), of brk what came of it."""
 
     log: list[tuple[str, int]]
     last_brk: int
 
-    def note_brk(self, result: int) -> None:
+    def brk(self, addr: int) -> int:
+        result = super().brk(addr)
         if self.last_brk and result != self.last_brk:
             self.log.append(("brk", result - self.last_brk))
         self.last_brk = result
+        return result
+
+    def mmap(self, addr: int, length: int, prot: int, flags: int) -> int:
+        self.log.append(("mmap", length))
+        return super().mmap(addr, length, prot, flags)
+
+    def munmap(self, addr: int, length: int) -> int:
+        self.log.append(("munmap", length))
+        return super().munmap(addr, length)
+
+    def mremap(self, addr: int, old_len: int, new_len: int, flags: int = 0, new_addr: int = 0) -> int:
+        self.log.append(("mremap", new_len))
+        return super().mremap(addr, old_len, new_len, flags, new_addr)
+
+    def madvise(self, addr: int, length: int, advice: int) -> int:
+        self.log.append(("madvise", length))
+        return super().madvise(addr, length, advice)
 
 
-class Logged(PlainProgram, _Log):
-    """A program without frames that writes its calls down: (name, bytes)."""
+class Logged(_Log, PlainProgram):
+    """A program without frames that writes its calls down."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log, self.last_brk = [], 0
 
-    def brk(self, addr: int) -> int:
-        result = super().brk(addr)
-        self.note_brk(result)
-        return result
 
-    def mmap(self, addr: int, length: int, prot: int, flags: int) -> int:
-        self.log.append(("mmap", length))
-        return super().mmap(addr, length, prot, flags)
-
-    def munmap(self, addr: int, length: int) -> int:
-        self.log.append(("munmap", length))
-        return super().munmap(addr, length)
-
-    def mremap(self, addr: int, old_len: int, new_len: int, flags: int = 0, new_addr: int = 0) -> int:
-        self.log.append(("mremap", new_len))
-        return super().mremap(addr, old_len, new_len, flags, new_addr)
-
-    def madvise(self, addr: int, length: int, advice: int) -> int:
-        self.log.append(("madvise", length))
-        return super().madvise(addr, length, advice)
-
-
-class LoggedProcess(ProcessProgram, _Log):
+class LoggedProcess(_Log, ProcessProgram):
     """The same for a process of a machine, with frames behind its pages."""
 
     def __init__(self, process: Process):
-        super().__init__(process)
+        ProcessProgram.__init__(self, process)
         self.log, self.last_brk = [], 0
-
-    def brk(self, addr: int) -> int:
-        result = super().brk(addr)
-        self.note_brk(result)
-        return result
-
-    def mmap(self, addr: int, length: int, prot: int, flags: int) -> int:
-        self.log.append(("mmap", length))
-        return super().mmap(addr, length, prot, flags)
-
-    def munmap(self, addr: int, length: int) -> int:
-        self.log.append(("munmap", length))
-        return super().munmap(addr, length)
-
-    def mremap(self, addr: int, old_len: int, new_len: int, flags: int = 0, new_addr: int = 0) -> int:
-        self.log.append(("mremap", new_len))
-        return super().mremap(addr, old_len, new_len, flags, new_addr)
-
-    def madvise(self, addr: int, length: int, advice: int) -> int:
-        self.log.append(("madvise", length))
-        return super().madvise(addr, length, advice)
 
 
 def glibc(program: Program, **options: object) -> Ptmalloc:
