@@ -33,7 +33,7 @@ def index_for(release: str) -> str:
 def printed_by_kernels() -> frozenset[str]:
     """Every identifier that a running 5.17 kernel printed (/proc fields, parameters, log words) or its compiler was asked for."""
     found: set[str] = set()
-    for path in sorted((GOLDEN / "recordings").glob("*5.17/**/*")):
+    for path in sorted((GOLDEN / "recordings").glob("*5.17*/**/*")):
         if path.is_file():
             data = path.read_bytes()
             text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode(errors="replace")

@@ -126,7 +126,7 @@ def test_vmacache_and_slab_go_and_vma_comes() -> None:
 
 # -- who calls whom ---------------------------------------------------------------------------------------------
 
-def test_most_paths_end_in_the_page_allocator() -> None:
+def test_more_paths_end_in_the_page_allocator_than_elsewhere() -> None:
     assert ch02.last_files("all").most_common(1)[0][0] == "mm/page_alloc.c"
     edges = ch02.call_edges("all")
     assert not any(caller == callee for caller, callee in edges)

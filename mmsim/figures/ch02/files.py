@@ -166,9 +166,9 @@ def who_calls_whom(workload: str, width: float) -> Iterator[Frame]:
     popular = max(reach, key=lambda file: (reach[file], file))
     ends = last_files(workload)
     deepest, times = ends.most_common(1)[0]
-    choices = {deepest, popular, callees[0][0], callers[0][0], "mm/memory.c", "mm/page_alloc.c"}
+    choices = {deepest, popular, callees[0][0], callers[0][0], "mm/memory.c", "mm/mmap.c", "mm/page_alloc.c", "mm/rmap.c"}
     yield shot(f"{total} calls from one file to another were observed in {words}: {len(callers)} files call, {len(callees)} are called.",
-               ask=Ask("Follow each event's path as far down as it goes. In which file do most of them end?", deepest,
+               ask=Ask("Follow each event's path as far down as it goes. In which file do more end than in any other?", deepest,
                        f"{times} of {ends.total()} events.", choices=sorted(choices)))
     for file, calls in callers[:5]:
         goals = {callee: number for (caller, callee), number in edges.items() if caller == file}
