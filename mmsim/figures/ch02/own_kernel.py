@@ -31,14 +31,14 @@ class OwnKernel:
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """A line for each landmark, and what else is known."""
+        """A line for each landmark, and what else is known; what could not be read only of the reader's own kernel."""
         lines = [f"{len(self.functions)} functions in {self.listing}", f"tracers: {' '.join(self.tracers) or 'not to be read'}"]
         if self.events is not None:
             lines.append(f"{self.events} tracepoints")
         if self.addresses_hidden is not None:
             lines.append(f"addresses in /proc/kallsyms: {'all zero (not privileged)' if self.addresses_hidden else 'shown'}")
         lines += [f"  {'yes' if name in self.functions else 'no ':3} {name}" for name in LANDMARKS]
-        return "\n".join([*lines, *self.problems])
+        return "\n".join([*lines, *(self.problems if self.live else ())])
 
 
 def _names(lines: Iterable[str]) -> set[str]:
