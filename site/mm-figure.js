@@ -281,10 +281,13 @@ function makeLink(id, frame, changed) {
   return `#${id}@${frame}${query ? `?${query}` : ''}`;
 }
 
+/** All words; of many the first eight, so that a message stays a sentence. */
+const listed = (words) => (words.length > 8 ? [...words.slice(0, 8), `… (${words.length} in all)`] : words).join(', ');
+
 /** One sentence if a value cannot be right, as Python would say it; '' if it may be. Python decides in the end. */
 function objection(spec, text) {
   if (spec.kind === 'choice' && !spec.options.some(([value]) => value === text)) {
-    return `${spec.label}: '${text.slice(0, 40)}' is not one of ${spec.options.map(([value]) => value).join(', ')}`;
+    return `${spec.label}: '${text.slice(0, 40)}' is not one of ${listed(spec.options.map(([value]) => value))}`;
   }
   if (spec.kind === 'range' || spec.kind === 'seed') {
     const number = Number(text);

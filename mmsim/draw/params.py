@@ -7,7 +7,7 @@ the figure gets, or raises InputError with one sentence for the reader.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmsim.errors import InputError
@@ -58,6 +58,12 @@ def _shown(value: Any) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
+def _listed(options: Iterable[object]) -> str:
+    """All options; of many the first eight, so that a message stays a sentence."""
+    words = list(map(str, options))
+    return ", ".join(words if len(words) <= 8 else [*words[:8], f"… ({len(words)} in all)"])
+
+
 class Choice(Param):
     """One of several values (text or whole numbers); a mapping gives each its label.
 
@@ -84,7 +90,7 @@ class Choice(Param):
         for option in self.options:
             if str(option) == str(value):
                 return option
-        raise self.refuse(f"{_shown(value)} is not one of {', '.join(map(str, self.options))}")
+        raise self.refuse(f"{_shown(value)} is not one of {_listed(self.options)}")
 
     def spec(self) -> dict[str, Any]:
         """With the options and their labels."""

@@ -26,6 +26,7 @@ LAB = {
     (Range("ram", 64, 65536, 256, unit="MiB", log=True), "1", "ram: '1' is not between 64 and 65536 MiB"),
     (Range("share", 0.0, 1.0, 0.5), "nan", "share: 'nan' is not between 0.0 and 1.0"),
     (Choice("machine", ["toy16", "ref256"]), "vax", "machine: 'vax' is not one of toy16, ref256"),
+    (Choice("bug", range(20)), "x", "bug: 'x' is not one of 0, 1, 2, 3, 4, 5, 6, 7, … (20 in all)"),
     (Toggle("boost"), "maybe", "boost: 'maybe' is neither on nor off"),
     (Seed(), "-1", "seed: '-1' is not between 0 and 4294967295"),
     (Text("log"), "a\nb", "log: one line only"),
