@@ -10,7 +10,7 @@ from playwright.sync_api import Page
 from tests.book.pages import code as code_cells
 from tests.book.pages import figures_in, source_of, toc_entries
 
-PYTHON_STARTS_WITHIN_MS = 300_000
+PYTHON_STARTS_WITHIN_MS = 120_000
 
 ENTRIES = toc_entries()
 
